@@ -1,0 +1,112 @@
+"""Promotion, working precision and saturation: what every op does before and after its formula."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+
+def largest(dtype: Any) -> float:
+    """Return the largest finite number of `dtype`, as a Python float (so weak types stay weak)."""
+    return float(jnp.finfo(dtype).max)
+
+
+def smallest(dtype: Any) -> float:
+    """Return the smallest normal number of `dtype`; XLA flushes what lies below it to zero."""
+    return float(jnp.finfo(dtype).tiny)
+
+
+def promote(name: str, *args: ArrayLike) -> list[jax.Array]:
+    """Bring `args` to one real floating dtype as jax.numpy would; integers become floats.
+
+    Weak types stay weak, and strict dtype promotion raises as it does for `jnp.add`.
+    """
+    arrays = [jnp.asarray(a) for a in args]
+    for a in arrays:
+        if jnp.issubdtype(a.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name}: complex input is not supported, got {a.dtype}; "
+                "pass the real and imaginary parts, or abs(x)."
+            )
+    dtype = jnp.result_type(*arrays)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        dtype = jnp.result_type(float)
+    weak = all(a.weak_type for a in arrays)
+    return [
+        a if a.dtype == dtype and a.weak_type == weak
+        # Python's own `float` asks for a weakly typed result.
+        else lax.convert_element_type(a, float if weak else dtype)
+        for a in arrays
+    ]  # fmt: skip
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """Return float16 and bfloat16 as float32, which XLA fuses into the formula; others as they are."""
+    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def narrow(y: jax.Array, dtype: Any) -> jax.Array:
+    """Return `y` in `dtype`, saturated at its largest finite number; NaN stays NaN."""
+    big = largest(dtype)
+    y = jnp.clip(y, -big, big)
+    return y if y.dtype == dtype else y.astype(dtype)
+
+
+def saturated(y: jax.Array) -> jax.Array:
+    """Tell where `y` stands at the largest finite number, so where the op goes on as a constant."""
+    return abs(y) == largest(y.dtype)
+
+
+def normalize_axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tuple[int, ...]:
+    """Return `axis` as a sorted tuple of distinct non-negative axes; None means all of them."""
+    if axis is None:
+        return tuple(range(ndim))
+    given = axis if isinstance(axis, Sequence) else (axis,)
+    axes = []
+    for a in given:
+        try:
+            a = operator.index(a)
+        except TypeError:
+            raise TypeError(f"{name}: axis must be an int, a tuple of ints or None, got {axis!r}") from None
+        if not -ndim <= a < ndim:
+            raise ValueError(
+                f"{name}: got axis={axis} for an array of {ndim} dimension{'s' * (ndim != 1)}; "
+                f"use an axis from {-ndim} to {ndim - 1}."
+                if ndim
+                else f"{name}: got axis={axis} for a scalar; use axis=None."
+            )
+        axes.append(a % ndim)
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"{name}: axis={axis} names an axis twice.")
+    return tuple(sorted(axes))
+
+
+def broadcast_mask(name: str, where: ArrayLike | None, shape: tuple[int, ...]) -> jax.Array | None:
+    """Return `where` as a boolean array of `shape`, or None."""
+    if where is None:
+        return None
+    mask = jnp.asarray(where)
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"{name}: where must be boolean, got {mask.dtype}; use `mask != 0`.")
+    try:
+        return jnp.broadcast_to(mask, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: where has shape {mask.shape}, which does not broadcast to {shape}."
+        ) from None
+
+
+def power_of_two(x: jax.Array) -> jax.Array:
+    """Return a power of two within a factor 2 of the positive normal `x`; 1 for 0 and NaN.
+
+    Dividing by it is exact, so a sum of squares can be brought to order 1 without rounding. The
+    result is at most half of the largest finite number, so that it can be multiplied back.
+    """
+    info = jnp.finfo(x.dtype)
+    rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=0)
+    rounded = jnp.clip(rounded, smallest(x.dtype), 2.0 ** (info.maxexp - 1))
+    return lax.stop_gradient(jnp.where(x > 0, rounded, 1))

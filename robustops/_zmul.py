@@ -1,0 +1,60 @@
+"""`zmul(p, t)`: the product in which zero absorbs, as a bilinear primitive.
+
+A derivative rule multiplies a local partial `p` by a tangent `t`. With an ordinary product a masked
+tangent, exactly 0, meets a partial that is inf or NaN and 0 * inf = NaN escapes. A `where` cannot be
+used instead, since `t` in its condition makes the rule non-linear, which reverse mode refuses.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+zmul_p = Primitive("zmul")
+
+
+@jax.jit
+def _zmul(p, t):
+    return jnp.where((p == 0) | (t == 0), 0, p * t)
+
+
+zmul_p.def_impl(_zmul)
+zmul_p.def_abstract_eval(lambda p, t: lax.mul_p.abstract_eval(p, t)[0])
+mlir.register_lowering(zmul_p, mlir.lower_fun(_zmul.__wrapped__, multiple_results=False))
+ad.defbilinear(
+    zmul_p,
+    lambda ct, p, t: zmul_p.bind(ct, t),
+    lambda ct, p, t: zmul_p.bind(p, ct),
+)
+
+
+def _batch(args, dims):
+    # Both operands keep one full shape, so that the transposes above need not sum.
+    size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
+    full = (batching.bdim_at_front(a, d, size) for a, d in zip(args, dims, strict=True))
+    return zmul(*full), 0
+
+
+batching.primitive_batchers[zmul_p] = _batch
+
+
+def zmul(p: jax.Array, t: jax.Array) -> jax.Array:
+    """Return `p * t`, and exactly 0 where either factor is 0, whatever the other is.
+
+    Bilinear: linear in each argument in the sense of jax's transposition, to every order.
+    Shapes broadcast; dtypes must agree.
+    """
+    shape = jnp.broadcast_shapes(p.shape, t.shape)
+    varying = _varying(p) | _varying(t)
+    return zmul_p.bind(*(_vary(jnp.broadcast_to(a, shape), varying) for a in (p, t)))
+
+
+def _varying(a):
+    """The mesh axes over which `a` differs inside a `shard_map`; lax's own operators match them."""
+    return jax.typeof(a).manual_axis_type.varying
+
+
+def _vary(a, varying):
+    missing = tuple(varying - _varying(a))
+    return lax.pcast(a, missing, to="varying") if missing else a

@@ -1,0 +1,122 @@
+"""Families of functions that contain their own derivatives, saturated at every order.
+
+A partial such as 1/x is finite wherever x is normal, yet its derivative -1/x^2 overflows for
+x < 5e-20 in float32. Written with one of these families, the derivatives of an op are finite to every
+order: each member's derivative is another member.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from .._numerics import narrow, smallest, widen
+from .._spec import total
+
+
+@total(
+    lambda out, x, y, *, c, k: ratio(jnp.ones_like(x), y, c=c, k=k),
+    lambda out, x, y, *, c, k: ratio(x, y, c=-k * c, k=k + 1),
+)
+def _ratio(x, y, *, c, k):
+    dtype = jnp.result_type(x, y)
+    zero = y == 0
+    y = widen(jnp.where(zero, 1, y))
+    q = widen(x)
+    for _ in range(k):
+        # y^k would overflow where x / y / y does not. The select keeps XLA from making it x / (y y).
+        q = jnp.where(zero, 0, q / y)
+    return narrow(c * q, dtype)
+
+
+def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Array:
+    """Return c x / y^k, saturated, and 0 where y is 0."""
+    return _ratio(x, y, c=c, k=k)
+
+
+def reciprocal(y: jax.Array) -> jax.Array:
+    """Return 1 / y, saturated, and 0 where y is 0."""
+    return _ratio(jnp.ones_like(y), y, c=1.0, k=1)
+
+
+@total(lambda out, x, *, c, k: root_power(x, c=-c * k / 2, k=k + 2))
+def _root_power(x, *, c, k):
+    ok = ~(widen(x) < smallest(widen(x).dtype))
+    r = jax.lax.rsqrt(widen(jnp.where(ok, x, 1)))
+    return jnp.where(ok, narrow(c * jax.lax.integer_pow(r, k), x.dtype), 0)
+
+
+def root_power(x: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Array:
+    """Return c x^(-k/2), saturated, and 0 for x <= 0."""
+    return _root_power(x, c=c, k=k)
+
+
+Polynomial = tuple[tuple[int, int, float], ...]  # terms (i, j, c) of c y^i log(x)^j
+_ONE: Polynomial = ((0, 0, 1.0),)
+
+
+def _collect(terms: list[tuple[int, int, float]]) -> Polynomial:
+    """Add up the coefficients of equal powers (i of y, j of log x), dropping zeros."""
+    sums: dict[tuple[int, int], float] = {}
+    for i, j, c in terms:
+        sums[i, j] = sums.get((i, j), 0.0) + c
+    return tuple((i, j, c) for (i, j), c in sorted(sums.items()) if c)
+
+
+def _power_dx(out, x, y, *, p, k):
+    # d/dx [P(y, L) x^(y-k)] = [P_L + (y - k) P] x^(y-k-1), with L = log x
+    terms = [(i, j - 1, c * j) for i, j, c in p if j]
+    terms += [(i + 1, j, c) for i, j, c in p] + [(i, j, -k * c) for i, j, c in p]
+    return _power(x, y, p=_collect(terms), k=k + 1)
+
+
+def _power_dy(out, x, y, *, p, k):
+    # d/dy [P(y, L) x^(y-k)] = [P_y + L P] x^(y-k); below 0 only integer y exist: 0
+    terms = [(i - 1, j, c * i) for i, j, c in p if i] + [(i, j + 1, c) for i, j, c in p]
+    return jnp.where(x < 0, 0, _power(x, y, p=_collect(terms), k=k))
+
+
+@total(_power_dx, _power_dy)
+def _power(x, y, *, p, k):
+    dtype, shape = jnp.result_type(x, y), jnp.broadcast_shapes(x.shape, y.shape)
+    x, y = (widen(jnp.broadcast_to(a, shape)) for a in (x, y))
+    zero = abs(x) < smallest(x.dtype)
+    base = jnp.where(zero, 1, abs(x))
+    # Two roots, with the factor between them: x^(y-k) may underflow where P x^(y-k) does not.
+    # y - k is exact for y >= k / 2; below, x^y cannot underflow before the divisions by x.
+    exact = y >= k / 2
+    root = jnp.power(base, jnp.where(exact, y - k, y) / 2)
+    left = root
+    for _ in range(k):
+        left = jnp.where(exact, left, left / base)  # the select: see _ratio
+    log = jnp.log(base)
+    q = jnp.zeros_like(root)
+    for i, j, c in p:
+        # Saturate term by term, so that opposite overflows cannot make a NaN.
+        factor = narrow(c * jax.lax.integer_pow(y, i), y.dtype)
+        if j:
+            factor = narrow(_absorb(factor, jax.lax.integer_pow(log, j)), y.dtype)
+        term = _absorb(narrow(_absorb(left, factor), y.dtype), root)
+        q = narrow(q + narrow(term, y.dtype), y.dtype)
+    integer = jnp.floor(y) == y
+    odd = integer & (jnp.remainder(y - k, 2) == 1)
+    q = jnp.where(x < 0, jnp.where(odd, -q, jnp.where(integer, q, 0)), q)
+    return narrow(jnp.where(zero, _at_zero(y, p, k), q), dtype)
+
+
+def _at_zero(y, p, k):
+    """The value at x = 0: the limit where it is finite, 0 (a boundary's constant) elsewhere."""
+    free = sum((c * jax.lax.integer_pow(y, i) for i, j, c in p if j == 0), jnp.zeros_like(y))
+    return jnp.where(y == k, narrow(free, y.dtype), 0)
+
+
+def _absorb(a, b):
+    return jnp.where((a == 0) | (b == 0), 0, a * b)
+
+
+def power_dx(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return y x^(y-1), saturated, and 0 where it is no number."""
+    return _power_dx(None, x, y, p=_ONE, k=0)
+
+
+def power_dy(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Return x^y log(x), saturated, and 0 for x <= 0."""
+    return _power_dy(None, x, y, p=_ONE, k=0)

@@ -1,0 +1,37 @@
+"""Eight virtual CPU devices, before jax is imported, so that sharding is real in every test."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (
+        os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    ).strip()
+
+import jax
+import pytest
+
+
+@pytest.fixture
+def x64():
+    """Run the test with float64 available."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(scope="session")
+def issue_cases():
+    """Real failures kept beside the project; absent from a bare checkout."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "cases" / "issue_cases.py"
+    if not path.exists():
+        pytest.skip(f"needs the folder of failure cases, {path.parent}, which is not here")
+    spec = importlib.util.spec_from_file_location("issue_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return {case.id: case for case in module.CASES}
