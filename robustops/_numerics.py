@@ -36,24 +36,29 @@ def promote(name: str, *args: ArrayLike) -> list[jax.Array]:
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
     weak = all(a.weak_type for a in arrays)
-    return [
-        a if a.dtype == dtype and a.weak_type == weak
-        # Python's own `float` asks for a weakly typed result.
-        else lax.convert_element_type(a, float if weak else dtype)
-        for a in arrays
-    ]  # fmt: skip
+    # A product with a Python float is what turns a weak integer into a weak float.
+    return [cast(a * 1.0 if weak and a.dtype != dtype else a, dtype) for a in arrays]
 
 
 def widen(x: jax.Array) -> jax.Array:
-    """Return float16 and bfloat16 as float32, which XLA fuses into the formula; others as they are."""
-    return x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+    """Return float16 and bfloat16 as float32 (XLA fuses the cast), other dtypes as they are."""
+    return cast(x, jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x
+
+
+def cast(y: jax.Array, dtype: Any) -> jax.Array:
+    """Return `y` in `dtype`; unlike `astype`, which makes it strong, a weak type stays weak."""
+    return y if y.dtype == dtype else y.astype(dtype)
 
 
 def narrow(y: jax.Array, dtype: Any) -> jax.Array:
     """Return `y` in `dtype`, saturated at its largest finite number; NaN stays NaN."""
     big = largest(dtype)
-    y = jnp.clip(y, -big, big)
-    return y if y.dtype == dtype else y.astype(dtype)
+    return cast(jnp.clip(y, -big, big), dtype)
+
+
+def flush(x: jax.Array) -> jax.Array:
+    """Return `x` with subnormal numbers as 0, for functions in which XLA does not agree on them."""
+    return jnp.where(abs(x) < smallest(x.dtype), 0, x)
 
 
 def saturated(y: jax.Array) -> jax.Array:
@@ -71,7 +76,9 @@ def normalize_axes(name: str, axis: int | Sequence[int] | None, ndim: int) -> tu
         try:
             a = operator.index(a)
         except TypeError:
-            raise TypeError(f"{name}: axis must be an int, a tuple of ints or None, got {axis!r}") from None
+            raise TypeError(
+                f"{name}: axis must be an int, a tuple of ints or None, got {axis!r}"
+            ) from None
         if not -ndim <= a < ndim:
             raise ValueError(
                 f"{name}: got axis={axis} for an array of {ndim} dimension{'s' * (ndim != 1)}; "

@@ -36,7 +36,7 @@ class Op:
     naive: Callable
     """The form people write; same arguments."""
     reference: Callable
-    """`reference(mp, *numbers)` in mpmath, inside the domain; a reduction gets its slice as a list."""
+    """`reference(mp, *numbers)` in mpmath, inside the domain; a reduction gets a list."""
     domain: Sequence[tuple[float, float]]
     """For each array argument the open interval in which `ulps` is claimed."""
     edges: Sequence[tuple[tuple, Any, Any]]
@@ -51,8 +51,9 @@ class Op:
     cost: str = ""
     """Where the op cannot be as cheap as the naive form: the floor, and why."""
     conditioning: Callable | None = None
-    """Where the result can be much smaller than what it is formed from: `conditioning(mp, *numbers)`
-    gives the magnitudes (of the value, of the derivatives) to which `ulps` then refers."""
+    """Where the result can be much smaller than what it is formed from:
+    `conditioning(mp, *numbers)` gives the magnitudes (of the value, of the derivatives) to which
+    `ulps` then refers."""
 
     @property
     def name(self) -> str:
@@ -96,9 +97,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
 
     def rule_of_partials(out, arrays, tangents, **static):
         terms = [
-            zmul(
-                narrow(partial(out, *arrays, **static), out.dtype), jnp.broadcast_to(t, out.shape)
-            )
+            zmul(narrow(partial(out, *arrays, **static), out.dtype), jnp.broadcast_to(t, out.shape))
             for partial, t in zip(partials, tangents, strict=True)
             if t is not None
         ]

@@ -1,8 +1,8 @@
 """`zmul(p, t)`: the product in which zero absorbs, as a bilinear primitive.
 
 A derivative rule multiplies a local partial `p` by a tangent `t`. With an ordinary product a masked
-tangent, exactly 0, meets a partial that is inf or NaN and 0 * inf = NaN escapes. A `where` cannot be
-used instead, since `t` in its condition makes the rule non-linear, which reverse mode refuses.
+tangent, exactly 0, meets a partial that is inf or NaN and 0 * inf = NaN escapes. A `where` cannot
+be used instead, since `t` in its condition makes the rule non-linear, which reverse mode refuses.
 """
 
 import jax
@@ -14,14 +14,13 @@ from jax.interpreters import ad, batching, mlir
 zmul_p = Primitive("zmul")
 
 
-@jax.jit
-def _zmul(p, t):
+def _product(p, t):
     return jnp.where((p == 0) | (t == 0), 0, p * t)
 
 
-zmul_p.def_impl(_zmul)
+zmul_p.def_impl(jax.jit(_product))
 zmul_p.def_abstract_eval(lambda p, t: lax.mul_p.abstract_eval(p, t)[0])
-mlir.register_lowering(zmul_p, mlir.lower_fun(_zmul.__wrapped__, multiple_results=False))
+mlir.register_lowering(zmul_p, mlir.lower_fun(_product, multiple_results=False))
 ad.defbilinear(
     zmul_p,
     lambda ct, p, t: zmul_p.bind(ct, t),

@@ -34,8 +34,8 @@ def ulp_distance(
     """Distance of `actual` from the truth in units in the last place of `dtype` at the truth.
 
     |actual - expected| / ulp(expected), with ulp(v) = eps 2^floor(log2 |v|), not below that of the
-    smallest normal number, since XLA flushes what is smaller to zero. Equal infinities and NaN against NaN are 0 apart; any other mismatch of a
-    non-finite number is inf.
+    smallest normal number, since XLA flushes what is smaller to zero. Equal
+    infinities and NaN against NaN are 0 apart; any other mismatch of a non-finite number is inf.
 
     Args:
       actual: array of a floating dtype.
@@ -92,11 +92,16 @@ def all_values(dtype: Any) -> np.ndarray:
     if jnp.finfo(dtype).bits != 16:
         raise ValueError(f"all_values: dtype must have 16 bits, got {np.dtype(dtype).name}.")
     values = np.arange(2**16, dtype=np.uint16).view(dtype)
-    return values[np.isfinite(values)]
+    with np.errstate(invalid="ignore"):  # signalling NaNs are among them
+        return values[np.isfinite(values)]
 
 
-def _tangents(arrays: Sequence[jax.Array], i: int, value: float = 1.0) -> tuple[jax.Array, ...]:
-    return tuple(jnp.full_like(a, value if k == i else 0.0) for k, a in enumerate(arrays))
+def _one_at_a_time(arrays: Sequence[jax.Array]) -> list[tuple[jax.Array, ...]]:
+    """Tangents along each argument in turn."""
+    return [
+        tuple(jnp.full_like(a, float(k == i)) for k, a in enumerate(arrays))
+        for i in range(len(arrays))
+    ]
 
 
 def _finite(label: str, fn: Any, got: Any, arrays: Sequence[jax.Array]) -> None:
@@ -114,38 +119,52 @@ def _finite(label: str, fn: Any, got: Any, arrays: Sequence[jax.Array]) -> None:
 def check_total(fn: Callable, *args: ArrayLike) -> None:
     """Assert that `fn` has finite values, first and second derivatives at finite arguments.
 
-    Derivatives are taken in forward and in reverse mode, the second ones as forward over reverse
-    and forward over forward, along each argument in turn.
+    Derivatives are taken in forward and in reverse mode, the second ones as forward over forward
+    and forward over reverse, along each argument (and from each output) in turn.
 
     Args:
-      fn: elementwise function of the arrays, or a function of rows that the caller has vmapped.
+      fn: elementwise in arrays of one shape; its result may have one axis more, of several outputs.
+        A reduction over n elements is checked as a function of n arrays.
       *args: finite floating arrays of equal shape.
 
     Raises:
       AssertionError: it names the function, the derivative, and the first bad input.
     """
-    arrays = [jnp.asarray(a) for a in args]
-    _finite("the value", fn, jax.jit(fn)(*arrays), arrays)
+    arrays = tuple(jnp.asarray(a) for a in args)
+    out = jax.jit(fn)(*arrays)
+    _finite("the value", fn, out, arrays)
+    directions = _one_at_a_time(arrays)
+    if out.ndim == arrays[0].ndim:
+        cotangents = [jnp.ones_like(out)]
+    else:
+        units = np.eye(out.shape[-1])
+        cotangents = [jnp.broadcast_to(jnp.asarray(u, out.dtype), out.shape) for u in units]
 
-    def reverse(*xs):
-        return jax.grad(lambda *v: fn(*v).sum(), argnums=tuple(range(len(xs))))(*xs)
+    def forward(xs, ts):
+        return jax.jvp(fn, xs, ts)[1]
 
-    _finite("the gradient (reverse mode)", fn, jax.jit(reverse)(*arrays), arrays)
-    for i in range(len(arrays)):
+    def reverse(xs, ct):
+        return jax.vjp(fn, *xs)[1](ct)
 
-        def forward(*xs, i=i):
-            return jax.jvp(fn, xs, _tangents(xs, i))[1]
+    @jax.jit
+    def twice_forward(xs, ts, us):
+        return jax.jvp(lambda *v: forward(v, ts), xs, us)[1]
 
-        _finite(f"the derivative by argument {i}", fn, jax.jit(forward)(*arrays), arrays)
-        for j in range(len(arrays)):
+    @jax.jit
+    def twice_reverse(xs, ct, us):
+        return jax.jvp(lambda *v: reverse(v, ct), xs, us)[1]
 
-            def twice(*xs, i=i, j=j, forward=forward):
-                over_forward = jax.jvp(forward, xs, _tangents(xs, j))[1]
-                return over_forward, jax.jvp(reverse, xs, _tangents(xs, j))[1][i]
-
-            _finite(
-                f"the second derivative by arguments {i}, {j}", fn, jax.jit(twice)(*arrays), arrays
-            )
+    once_forward, once_reverse = jax.jit(forward), jax.jit(reverse)
+    for i, ts in enumerate(directions):
+        _finite(f"the derivative by argument {i}", fn, once_forward(arrays, ts), arrays)
+        for j, us in enumerate(directions):
+            label = f"the second derivative by arguments {i}, {j}"
+            _finite(label, fn, twice_forward(arrays, ts, us), arrays)
+    for ct in cotangents:
+        _finite("the gradient (reverse mode)", fn, once_reverse(arrays, ct), arrays)
+        for j, us in enumerate(directions):
+            label = f"the derivative of the gradient by argument {j}"
+            _finite(label, fn, twice_reverse(arrays, ct, us), arrays)
 
 
 def check_zero_absorbs(fn: Callable, *args: ArrayLike) -> None:
@@ -172,8 +191,9 @@ def check_zero_absorbs(fn: Callable, *args: ArrayLike) -> None:
             bad = np.asarray(leaf) != 0  # NaN too
             if bad.any():
                 raise AssertionError(
-                    f"{getattr(fn, '__name__', fn)}: a zero tangent gives {np.asarray(leaf)[bad][0]} "
-                    f"in {label} mode, at index {tuple(map(int, np.argwhere(bad)[0]))}."
+                    f"{getattr(fn, '__name__', fn)}: a zero tangent gives "
+                    f"{np.asarray(leaf)[bad][0]} in {label} mode, first at index "
+                    f"{tuple(map(int, np.argwhere(bad)[0]))}."
                 )
 
 
@@ -222,9 +242,10 @@ def accuracy(op: Op, dtype: Any, *, samples: int = 200, seed: int = 0) -> Accura
     """Measure the largest error of an op and its first derivatives against mpmath.
 
     The sample lies inside `op.domain`: log-uniform over the dtype's range, of ordinary size, and
-    beside the domain's ends; slices have four elements. Where a true value is not representable as a
-    normal number nothing is compared, nor a derivative that is not. An error below four times the
-    smallest normal number (float32's for 16 bits) is the trace of flushed summands: it counts as none.
+    beside the domain's ends; slices have four elements. Where a true value is not representable
+    as a normal number nothing is compared, nor a derivative that is not. An error below four times
+    the smallest normal number (float32's for 16 bits) is the trace of flushed summands, and counts
+    as none.
 
     Args:
       op: record from `robustops.testing`'s callers' `OPS`, or one of your own.
@@ -253,7 +274,7 @@ def accuracy(op: Op, dtype: Any, *, samples: int = 200, seed: int = 0) -> Accura
     compared = 0
     info = jnp.finfo(dtype)
     # 16-bit numbers are computed with as float32.
-    flushed = 4 * float(jnp.finfo(jnp.promote_types(dtype, jnp.float32)).tiny)
+    flushed = 4 * float(jnp.finfo(jnp.float64 if info.bits == 64 else jnp.float32).tiny)
 
     def representable(want):
         return want == 0 or float(info.tiny) <= abs(want) <= float(info.max)
@@ -269,9 +290,7 @@ def accuracy(op: Op, dtype: Any, *, samples: int = 200, seed: int = 0) -> Accura
     with mpmath.workprec(2400 if info.bits == 64 else 400):
         for row in range(samples):
             point = tuple(a[row].tolist() for a in arrays)
-            exact = [
-                [mpmath.mpf(float(v)) for v in np.atleast_1d(a[row])] for a in arrays
-            ]
+            exact = [[mpmath.mpf(float(v)) for v in np.atleast_1d(a[row])] for a in arrays]
             if not op.reduces:
                 exact = [e[0] for e in exact]
             truth = op.reference(mpmath, *exact)
@@ -311,7 +330,5 @@ def _true_derivatives(mpmath: Any, op: Op, exact: list, k: int) -> Any:
     for element in range(size):
         centre = exact[k][element] if op.reduces else exact[k]
         up, down = moved(element, 1), moved(element, -1)
-        columns.append(
-            [(u - d) / (2 * step * abs(centre)) for u, d in zip(up, down, strict=True)]
-        )
+        columns.append([(u - d) / (2 * step * abs(centre)) for u, d in zip(up, down, strict=True)])
     return [list(row) for row in zip(*columns, strict=True)]

@@ -7,8 +7,6 @@ from ._elementwise import safe_log1p as safe_log1p
 from ._elementwise import safe_pow as safe_pow
 from ._elementwise import safe_rsqrt as safe_rsqrt
 from ._elementwise import safe_sqrt as safe_sqrt
-from ._special import sigmoid as sigmoid
-from ._special import xlogy as xlogy
 from ._reductions import log_softmax as log_softmax
 from ._reductions import logsumexp as logsumexp
 from ._reductions import safe_mean as safe_mean
@@ -16,3 +14,5 @@ from ._reductions import safe_norm as safe_norm
 from ._reductions import safe_normalize as safe_normalize
 from ._reductions import safe_std as safe_std
 from ._reductions import softmax as softmax
+from ._special import sigmoid as sigmoid
+from ._special import xlogy as xlogy

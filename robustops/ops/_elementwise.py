@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import largest, narrow, promote, saturated, smallest, widen
+from .._numerics import cast, flush, largest, narrow, promote, saturated, smallest, widen
 from .._spec import op, total
 from ._families import power_dx, power_dy, ratio, reciprocal, root_power
 
@@ -41,7 +41,7 @@ def _floored(x, floor, linear, value, slope):
     if linear:
         big = largest(x.dtype)
         y = y + max(-big, min(big, slope)) * (jnp.minimum(wide, floor) - floor)
-    return jnp.where(jnp.isinf(x), y.astype(x.dtype), narrow(y, x.dtype))
+    return jnp.where(jnp.isinf(x), cast(y, x.dtype), narrow(y, x.dtype))
 
 
 def _floored_slope(out, x, floor, linear, slope):
@@ -81,13 +81,13 @@ def safe_log(x: ArrayLike, /, *, floor: float | None = None, extend: str = "cons
     log(x) for x >= floor, else log(floor) with derivative 0, or with `extend="linear"` the tangent
     log(floor) + (x - floor) / floor. Subnormal input counts as 0, as XLA treats it.
 
-    Edges: 0 and negative input give log(floor), about -87.3 in float32; inf gives inf; NaN gives NaN.
+    Edges: 0 and below give log(floor), about -87.3 in float32; inf gives inf; NaN gives NaN.
 
     Args:
       x: real array of any shape; integers become floats.
       floor: smallest input taken as it is; bounds the derivative by 1 / floor. Default: the
         smallest normal number of the dtype, 1.2e-38 in float32.
-      extend: "constant" or "linear", see above. "linear" pushes a descent step back into the domain.
+      extend: "constant" or "linear", see above. "linear" leads a descent step back into the domain.
 
     Returns:
       Array of the shape and dtype of `x`.
@@ -161,7 +161,11 @@ def safe_log1p(
     return _safe_log1p(x, **_options("safe_log1p", x, floor, extend, boundary))
 
 
-@total(lambda out, x: jnp.where(saturated(out), 0, _safe_exp(x)))
+def _slope_of_exp(out, x):
+    return jnp.where(saturated(out), 0, _safe_exp(x))
+
+
+@total(_slope_of_exp)
 def _safe_exp(x):
     y = jnp.exp(widen(x))
     return jnp.where(x == inf, inf, narrow(y, x.dtype))
@@ -181,8 +185,8 @@ def _safe_exp(x):
     ],
     ulps=(4, 8),
     replaces="exp",
-    hint="exp overflows above 88.7 in float32 (11.1 in float16): use robustops.safe_exp, or stay in "
-    "log space with robustops.logsumexp or log_softmax.",
+    hint="exp overflows above 88.7 in float32 (11.1 in float16): use robustops.safe_exp, or stay "
+    "in log space with robustops.logsumexp or log_softmax.",
 )
 def safe_exp(x: ArrayLike, /) -> jax.Array:
     """Exponential that saturates at the largest finite number instead of overflowing.
@@ -213,7 +217,7 @@ def _safe_div(x, y, *, fill):
     # In float16 a subnormal y is a number; in float32 XLA takes it for 0 here as in the quotient.
     zero = y == 0
     q = widen(x) / widen(jnp.where(zero, 1, y))
-    q = jnp.where(jnp.isinf(x), q.astype(x.dtype), narrow(q, x.dtype))
+    q = jnp.where(jnp.isinf(x), cast(q, x.dtype), narrow(q, x.dtype))
     return jnp.where(zero & ~jnp.isnan(x), fill, q)
 
 
@@ -293,16 +297,16 @@ def _safe_sqrt(x, *, floor, linear):
     ],
     ulps=(1, 8),
     replaces="sqrt",
-    hint="sqrt has an infinite derivative at 0: use robustops.safe_sqrt, or robustops.safe_norm for "
-    "the root of a sum of squares.",
+    hint="sqrt has an infinite derivative at 0: use robustops.safe_sqrt, or robustops.safe_norm "
+    "for the root of a sum of squares.",
 )
 def safe_sqrt(
     x: ArrayLike, /, *, floor: float | None = None, extend: str = "constant"
 ) -> jax.Array:
     """Square root with a finite derivative everywhere, 0 at 0.
 
-    sqrt(x) for x >= floor, else sqrt(floor) with derivative 0, or with `extend="linear"` the tangent
-    sqrt(floor) + (x - floor) / (2 sqrt(floor)).
+    sqrt(x) for x >= floor, else sqrt(floor) with derivative 0, or with `extend="linear"` the
+    tangent sqrt(floor) + (x - floor) / (2 sqrt(floor)).
 
     Edges: 0 gives 0 with derivative 0, as does negative input; inf gives inf; NaN gives NaN.
 
@@ -354,8 +358,8 @@ def safe_rsqrt(
 ) -> jax.Array:
     """Reciprocal square root, finite with finite derivatives for every finite input.
 
-    1 / sqrt(x) for x >= floor, else 1 / sqrt(floor) with derivative 0, or with `extend="linear"` the
-    tangent there.
+    1 / sqrt(x) for x >= floor, else 1 / sqrt(floor) with derivative 0, or with `extend="linear"`
+    the tangent there.
 
     Edges: 0 and negative input give 1 / sqrt(floor), 9.2e18 in float32; inf gives 0; NaN gives NaN.
 
@@ -382,13 +386,13 @@ def safe_rsqrt(
     lambda out, x, y: jnp.where(saturated(out), 0, power_dy(x, y)),
 )
 def _safe_pow(x, y):
-    zero = abs(x) < smallest(x.dtype)
-    outside = zero | ((x < 0) & (jnp.floor(y) != y))
-    q = jnp.power(widen(jnp.where(outside, 1, x)), widen(y))
-    q = jnp.where(jnp.isinf(x) | jnp.isinf(y), q.astype(x.dtype), narrow(q, x.dtype))
-    at_zero = jnp.where(y > 0, 0, jnp.where(y < 0, largest(x.dtype), 1))
-    q = jnp.where(outside, at_zero, q)
-    return jnp.where(jnp.isnan(x) | jnp.isnan(y), x + y, q)
+    dtype, nan_in = jnp.result_type(x, y), jnp.isnan(x) | jnp.isnan(y)
+    x, y = flush(widen(x)), flush(widen(y))
+    outside = (x == 0) | ((x < 0) & (jnp.floor(y) != y))
+    q = jnp.power(jnp.where(outside | nan_in, 1, x), jnp.where(nan_in, 1, y))
+    q = jnp.where(jnp.isinf(x) | jnp.isinf(y), cast(q, dtype), narrow(q, dtype))
+    at_zero = jnp.where(y > 0, 0, jnp.where(y < 0, largest(dtype), 1))
+    return jnp.where(nan_in, nan, jnp.where(outside, at_zero, q))
 
 
 @op(
@@ -412,14 +416,15 @@ def _safe_pow(x, y):
     ],
     ulps=(4, 8),
     replaces="pow",
-    hint="pow with a base that can reach 0 has an infinite or NaN derivative: use robustops.safe_pow.",
+    hint="pow with a base that can reach 0 has an infinite or NaN derivative: use "
+    "robustops.safe_pow.",
 )
 def safe_pow(x: ArrayLike, y: ArrayLike, /) -> jax.Array:
     """Power x^y, finite with finite derivatives for every finite base and exponent.
 
-    x^y where it is a finite real number. Where it is none (x < 0 and y not an integer) it goes on as
-    at x = 0; overflow saturates. The derivatives y x^(y-1) and x^y log(x) are right wherever they
-    are representable; at x = 0 they are the limit where that is finite, else 0, and for x < 0 the
+    x^y where it is a finite real number. Where it is none (x < 0 and y not an integer) it goes on
+    as at x = 0; overflow saturates. The derivatives y x^(y-1) and x^y log(x) are right wherever
+    they are representable; at x = 0 they are the limit where that is finite, else 0, and for x < 0 the
     derivative by y is 0.
 
     Edges: 0^0 = 1; 0^y is 0 for y > 0 and the largest finite number for y < 0; NaN gives NaN, for

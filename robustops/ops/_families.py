@@ -1,14 +1,14 @@
 """Families of functions that contain their own derivatives, saturated at every order.
 
 A partial such as 1/x is finite wherever x is normal, yet its derivative -1/x^2 overflows for
-x < 5e-20 in float32. Written with one of these families, the derivatives of an op are finite to every
-order: each member's derivative is another member.
+x < 5e-20 in float32. Written with one of these families, the derivatives of an op are finite to
+every order: each member's derivative is another member.
 """
 
 import jax
 import jax.numpy as jnp
 
-from .._numerics import narrow, smallest, widen
+from .._numerics import flush, narrow, smallest, widen
 from .._spec import total
 
 
@@ -22,7 +22,7 @@ def _ratio(x, y, *, c, k):
     y = widen(jnp.where(zero, 1, y))
     q = widen(x)
     for _ in range(k):
-        # y^k would overflow where x / y / y does not. The select keeps XLA from making it x / (y y).
+        # y^k overflows where x / y / y does not. The select keeps XLA from forming x / (y y).
         q = jnp.where(zero, 0, q / y)
     return narrow(c * q, dtype)
 
@@ -77,8 +77,8 @@ def _power_dy(out, x, y, *, p, k):
 @total(_power_dx, _power_dy)
 def _power(x, y, *, p, k):
     dtype, shape = jnp.result_type(x, y), jnp.broadcast_shapes(x.shape, y.shape)
-    x, y = (widen(jnp.broadcast_to(a, shape)) for a in (x, y))
-    zero = abs(x) < smallest(x.dtype)
+    x, y = (flush(widen(jnp.broadcast_to(a, shape))) for a in (x, y))
+    zero = x == 0
     base = jnp.where(zero, 1, abs(x))
     # Two roots, with the factor between them: x^(y-k) may underflow where P x^(y-k) does not.
     # y - k is exact for y >= k / 2; below, x^y cannot underflow before the divisions by x.

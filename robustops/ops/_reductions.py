@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from .._numerics import (
     broadcast_mask,
+    cast,
     largest,
     narrow,
     normalize_axes,
@@ -143,8 +144,8 @@ def logsumexp(
 
     Edges: all -inf gives -inf, the limit, with derivative 0. An empty or fully masked slice gives
     the smallest finite number, since finite input must give a finite value (0 times it is 0). A
-    single inf gives inf. NaN gives NaN. Near a result of 0 the absolute error is that of the largest
-    element: the sum is conditioned so.
+    single inf gives inf. NaN gives NaN. Near a result of 0 the absolute error is that of the
+    largest element: the sum is conditioned so.
 
     Args:
       a: real array.
@@ -206,8 +207,9 @@ def _rule_softmax(out, arrays, tangents, *, axis):
     return zmul(p, t - _sum(zmul(p, t), axis)).astype(out.dtype)
 
 
-def _pair(arrays):
-    return arrays if len(arrays) == 2 else (arrays[0], None)
+def _pair(arrays) -> tuple[Any, Any]:
+    """The array of a reduction and its mask or None."""
+    return arrays[0], arrays[1] if len(arrays) == 2 else None
 
 
 @total(jvp=_rule_softmax)
@@ -231,7 +233,8 @@ def _softmax(x, mask=None, *, axis):
     ],
     ulps=(4, 8),
     replaces="softmax",
-    hint="a softmax over a row that is masked everywhere is 0 / 0: use robustops.softmax(where=mask).",
+    hint="a softmax over a row that is masked everywhere is 0 / 0: use "
+    "robustops.softmax(where=mask).",
     cost="One pass more than the unstable form, for the maximum; with gradient 1.25x its bytes.",
 )
 def softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
@@ -279,13 +282,11 @@ def _log_softmax(x, mask=None, *, axis):
     y = jnp.where(jnp.isnan(m), nan, y)
     # Finite input gives a finite value; -inf in gives -inf out.
     y = jnp.where(z == -inf, -inf, narrow(y, x.dtype))
-    return _keep(y.astype(x.dtype), mask, -largest(x.dtype))
+    return _keep(cast(y, x.dtype), mask, -largest(x.dtype))
 
 
 @op(
-    naive=lambda x, axis=-1: jnp.log(
-        jnp.exp(x) / jnp.sum(jnp.exp(x), axis=axis, keepdims=True)
-    ),
+    naive=lambda x, axis=-1: jnp.log(jnp.exp(x) / jnp.sum(jnp.exp(x), axis=axis, keepdims=True)),
     reference=lambda mp, x: [v - mp.log(mp.fsum(mp.exp(w) for w in x)) for v in x],
     domain=[(-inf, inf)],
     edges=[
@@ -353,7 +354,8 @@ def _scaled(x, mask, axis, centre):
 def _inverse_length(x, mask, axis, centre):
     """1 over the length of x, and whether its square is representable too."""
     n = _length(*((x,) if mask is None else (x, mask)), axis=axis, centre=centre)
-    return reciprocal(n), n > 4 / math.sqrt(largest(x.dtype))
+    # Only subnormal lengths are capped; half leaves room for the tangents that it multiplies.
+    return jnp.minimum(reciprocal(n), largest(n.dtype) / 2), n > 4 / math.sqrt(largest(x.dtype))
 
 
 def _rule_unit(out, arrays, tangents, *, axis, centre):
@@ -393,7 +395,7 @@ def _length(x, mask=None, *, axis, centre):
     y, s = _scaled(x, mask, axis, centre)
     n = jnp.sqrt(_sum(y * y, axis))
     n = jnp.where(n == 0, 0, n * s)
-    return jnp.where(s == inf, n.astype(x.dtype), narrow(n, x.dtype))
+    return jnp.where(s == inf, cast(n, x.dtype), narrow(n, x.dtype))
 
 
 @op(
@@ -519,7 +521,8 @@ def _mean(x, mask=None, *, axis):
         (([nan, 1.0],), nan, None),
     ],
     ulps=(4, 8),
-    hint="the mean over an empty mask is 0 / 0: use robustops.safe_mean(x, where=mask), which gives 0.",
+    hint="the mean over an empty mask is 0 / 0: use robustops.safe_mean(x, where=mask), which "
+    "gives 0.",
 )
 def safe_mean(
     x: ArrayLike,
@@ -562,9 +565,7 @@ def safe_mean(
     naive=lambda x, axis=None: jnp.sqrt(
         jnp.mean((x - jnp.mean(x, axis=axis, keepdims=True)) ** 2, axis=axis)
     ),
-    reference=lambda mp, x: mp.sqrt(
-        mp.fsum((v - mp.fsum(x) / len(x)) ** 2 for v in x) / len(x)
-    ),
+    reference=lambda mp, x: mp.sqrt(mp.fsum((v - mp.fsum(x) / len(x)) ** 2 for v in x) / len(x)),
     domain=[(-inf, inf)],
     # |x_i - mean| <= std sqrt(n): the largest component that a gradient of std can have.
     conditioning=lambda mp, x: (0, 1 / mp.sqrt(len(x))),
@@ -635,4 +636,4 @@ def _std(x, mask=None, *, axis, ddof):
     y, s = _scaled(x, mask, axis, centre=True)
     r = jnp.sqrt(_sum(y * y, axis)) * _root_of_count(x, mask, axis, ddof)
     r = jnp.where(r == 0, 0, r * s)
-    return jnp.where(s == inf, r.astype(x.dtype), narrow(r, x.dtype))
+    return jnp.where(s == inf, cast(r, x.dtype), narrow(r, x.dtype))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import narrow, promote, saturated, smallest, widen
+from .._numerics import cast, narrow, promote, saturated, smallest, widen
 from .._spec import op, total
 from ._elementwise import safe_log
 from ._families import ratio
@@ -15,12 +15,16 @@ inf = math.inf
 nan = math.nan
 
 
-@total(lambda out, x: out * _sigmoid(-x))
+def _slope_of_sigmoid(out, x):
+    return out * _sigmoid(-x)
+
+
+@total(_slope_of_sigmoid)
 def _sigmoid(x):
     # exp(-|x|) <= 1 cannot overflow, and nothing near 1 is subtracted.
     z = widen(x)
     e = jnp.exp(-abs(z))
-    return (jnp.where(z < 0, e, 1) / (1 + e)).astype(x.dtype)
+    return cast(jnp.where(z < 0, e, 1) / (1 + e), x.dtype)
 
 
 @op(
@@ -69,7 +73,7 @@ def _xlogy(x, y):
     log = jnp.log(jnp.maximum(widen(y), smallest(y.dtype)))
     zero = (x == 0) & ~jnp.isnan(y)
     q = jnp.where(zero, 0, widen(x) * jnp.where(zero, 1, log))
-    return jnp.where(jnp.isinf(x) | jnp.isinf(y), q.astype(x.dtype), narrow(q, x.dtype))
+    return jnp.where(jnp.isinf(x) | jnp.isinf(y), cast(q, x.dtype), narrow(q, x.dtype))
 
 
 @op(

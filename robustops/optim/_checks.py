@@ -1,0 +1,37 @@
+"""Argument checks shared by the transforms."""
+
+from typing import Any
+
+import optax
+from jax.core import Tracer
+
+
+def check_inner(where: str, inner: Any) -> optax.GradientTransformationExtraArgs:
+    """`inner` as a transformation that takes extra arguments."""
+    if isinstance(inner, optax.MultiSteps):
+        inner = inner.gradient_transformation()
+    if not (callable(getattr(inner, "init", None)) and callable(getattr(inner, "update", None))):
+        raise TypeError(
+            f"{where}: inner must be an optax GradientTransformation such as optax.adam(1e-3),"
+            f" got {inner!r}"
+        )
+    return optax.with_extra_args_support(inner)
+
+
+def check_number(where: str, name: str, value: Any, *, zero: bool = False) -> None:
+    """Refuses a value that is not a number > 0 (>= 0 with `zero`); traced values pass."""
+    if isinstance(value, Tracer):
+        return
+    bound = ">= 0" if zero else "> 0"
+    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{where}: {name} must be a number {bound}, got {value!r}")
+    if not (value >= 0 if zero else value > 0):
+        raise ValueError(f"{where}: {name} must be {bound}, got {value}")
+
+
+def check_params(where: str, params: Any) -> None:
+    """Refuses a call of `update` without the parameters that it needs."""
+    if params is None:
+        raise ValueError(
+            f"{where}: needs the parameters; call update(grads, state, params) with all three"
+        )

@@ -1,0 +1,272 @@
+"""Optimizer wrappers that refuse a bad step whole: parameters and state stay as they were."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.typing import ArrayLike
+
+from robustops.optim._checks import check_inner, check_number, check_params
+from robustops.optim._clip import as_float32, count_if, params_of, unit_limits
+from robustops.optim._decide import AxisName, all_shards, decide
+from robustops.optim._norms import (
+    Norm,
+    float_leaves,
+    leaf_norms,
+    map_floats,
+    total_norm,
+    units,
+    whole,
+)
+
+
+class SkipNonfiniteState(NamedTuple):
+    """State of `skip_nonfinite`."""
+
+    inner_state: optax.OptState
+    """State of the inner transformation, as after the last step taken."""
+    steps: jax.Array
+    """Updates asked for, int32."""
+    skipped: jax.Array
+    """Updates refused, int32."""
+    consecutive_skipped: jax.Array
+    """Updates refused in a row, up to the last one, int32."""
+    stuck: jax.Array
+    """Whether `max_consecutive` in a row were refused, up to the last one, bool."""
+
+
+class GuardState(NamedTuple):
+    """State of `guard`."""
+
+    inner_state: optax.OptState
+    """State of the inner transformation, as after the last step taken."""
+    steps: jax.Array
+    """Updates asked for, int32."""
+    skipped: jax.Array
+    """Updates refused, int32."""
+    consecutive_skipped: jax.Array
+    """Updates refused in a row, up to the last one, int32."""
+    stuck: jax.Array
+    """Whether `max_consecutive` in a row were refused, up to the last one, bool."""
+    clipped: jax.Array
+    """Updates taken with a gradient that was scaled down, int32."""
+    last_norm: jax.Array
+    """Global norm of the last gradient before clipping, float32; NaN if it was not finite."""
+
+
+def skip_nonfinite(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    *,
+    max_consecutive: int = 50,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Refuses every step with a NaN or inf: neither parameters nor inner state change.
+
+    A step is refused if a NaN or inf is in the gradient, or newly in the update, in the inner state
+    or (given `params`) in the parameters that the update would make. The update is then zero, and
+    the inner state stays bit for bit. It never gives in: after `max_consecutive` refusals in a row
+    `health(state).stuck` is True, and bad steps are still refused; the next good step is taken.
+
+    With micro-gradients, wrap inside out: ``optax.MultiSteps(...)`` goes *inside*,
+    ``skip_nonfinite(optax.MultiSteps(tx, k))``, so that a bad micro-gradient is left out before it
+    enters the accumulator. In ``optax.MultiSteps(skip_nonfinite(tx), k)`` one NaN stays in the
+    accumulator for good, since MultiSteps clears it by multiplying by 0: every later step is
+    refused, and `health` says stuck.
+
+    Compiled for CPU, the inner update is computed a second time for the check.
+
+    Args:
+        inner: any optax transformation. Extra arguments of `update` are passed on to it.
+        max_consecutive: refusals in a row after which the state says stuck, >= 1.
+        axis_name: axis names of `shard_map` or `pmap`: a step is refused on all shards if one
+            shard must refuse it. Needed there if gradients differ between shards.
+
+    Returns:
+        A transformation with state `SkipNonfiniteState`; see `health`.
+
+    Raises:
+        TypeError: `inner` is not a transformation.
+        ValueError: `max_consecutive` is not > 0.
+    """
+    tx = check_inner("skip_nonfinite", inner)
+    check_number("skip_nonfinite", "max_consecutive", max_consecutive)
+
+    def init(params: optax.Params) -> SkipNonfiniteState:
+        return SkipNonfiniteState(tx.init(params), *_no_steps())
+
+    def update(
+        updates: optax.Updates,
+        state: SkipNonfiniteState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, SkipNonfiniteState]:
+        def step() -> tuple[optax.Updates, optax.OptState]:
+            return tx.update(updates, state.inner_state, params, **extra_args)
+
+        new_updates, inner_state, ok = decide(
+            step, jnp.bool_(True), updates, state.inner_state, params, axis_name
+        )
+        counters = _count(ok, state, max_consecutive)
+        return new_updates, SkipNonfiniteState(inner_state, *counters)
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def guard(
+    inner: optax.GradientTransformation | optax.MultiSteps,
+    *,
+    max_norm: ArrayLike | None = 1.0,
+    clipping: ArrayLike | None = None,
+    eps: ArrayLike = 1e-3,
+    max_relative_update: ArrayLike | None = None,
+    max_consecutive: int = 50,
+    axis_name: AxisName = None,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Wraps an optimizer so that no gradient, however bad, can destroy the run.
+
+    The gradient is clipped as by `clip_by_global_norm` and then, with `clipping`, as by
+    `adaptive_grad_clip`, from one set of sums of squares; the inner update may be capped; and a
+    step is refused as by `skip_nonfinite`. In short
+    ``skip_nonfinite(chain(clip_by_global_norm(max_norm), adaptive_grad_clip(clipping, eps), inner,
+    cap))``, in one pass over the gradient.
+
+    The cap bounds the final update of each parameter leaf, whatever the learning rate:
+
+    $$\lVert u \rVert \le r \max(\lVert p \rVert, \epsilon \sqrt{n})$$
+
+    with n the number of elements, so that a parameter at zero can leave it. A finite update of any
+    size is scaled down to the cap; an update that overflowed to inf or NaN inside `inner` has no
+    direction left and is refused.
+
+    Args:
+        inner: any optax transformation. Extra arguments of `update` are passed on to it.
+        max_norm: largest global norm of the gradient, > 0; None for no such limit.
+        clipping: largest ratio of a unit's gradient norm to its parameter norm, > 0; None for no
+            such limit. Needs `params` in `update`.
+        eps: smallest parameter norm (of a unit, for `clipping`) or root mean square (of a leaf,
+            for `max_relative_update`) that counts, >= 0.
+        max_relative_update: the r of the cap, > 0; None for no cap. Needs `params` in `update`.
+        max_consecutive: refusals in a row after which the state says stuck, >= 1.
+        axis_name: axis names of `shard_map` or `pmap`: all shards refuse, or none, and all clip
+            by the largest of their norms. Needed there if gradients differ between shards.
+
+    Returns:
+        A transformation with state `GuardState`; see `health`.
+
+    Raises:
+        TypeError: `inner` is not a transformation.
+        ValueError: a number is out of range or, in `update`, parameters are needed and missing.
+    """
+    tx = check_inner("guard", inner)
+    for name, value in [
+        ("max_norm", max_norm),
+        ("clipping", clipping),
+        ("max_relative_update", max_relative_update),
+    ]:
+        if value is not None:
+            check_number("guard", name, value)
+    check_number("guard", "eps", eps, zero=True)
+    check_number("guard", "max_consecutive", max_consecutive)
+
+    def init(params: optax.Params) -> GuardState:
+        counters = _no_steps()
+        zero = jnp.zeros((), jnp.int32)
+        return GuardState(tx.init(params), *counters, zero, jnp.zeros((), jnp.float32))
+
+    def update(
+        updates: optax.Updates,
+        state: GuardState,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, GuardState]:
+        if clipping is not None or max_relative_update is not None:
+            check_params("guard", params)
+        norms = leaf_norms(float_leaves(updates), whole if clipping is None else units)
+        norm = total_norm(norms)
+        ok = all_shards(jnp.isfinite(norm.scaled), axis_name)
+        norm = _largest(norm, axis_name)
+        # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
+        limit = jnp.asarray(jnp.inf if max_norm is None else max_norm, norm.scaled.dtype)
+        clips = norm.exceeds(limit)
+        limits: list[jax.Array] | None = None
+        if clipping is not None:
+            limits = unit_limits(updates, params, clipping, eps)
+            limits = [
+                jnp.minimum(c, _share(n, norm, limit)) for n, c in zip(norms, limits, strict=True)
+            ]
+            over = [n.exceeds(c).any() for n, c in zip(norms, limits, strict=True)]
+            clips = ~all_shards(~functools.reduce(jnp.logical_or, over, clips), axis_name)
+
+        def step() -> tuple[optax.Updates, optax.OptState]:
+            if limits is None:
+                clipped = map_floats(lambda g: norm.shrink(g, limit), updates)
+            else:
+                clipped = map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits)
+            proposed, inner_state = tx.update(clipped, state.inner_state, params, **extra_args)
+            if max_relative_update is not None:
+                proposed = _cap(proposed, params, max_relative_update, eps)
+            return proposed, inner_state
+
+        new_updates, inner_state, ok = decide(step, ok, (), state.inner_state, params, axis_name)
+        last_norm = jnp.where(jnp.isfinite(norm.scaled), as_float32(norm), jnp.nan)
+        return new_updates, GuardState(
+            inner_state,
+            *_count(ok, state, max_consecutive),
+            clipped=count_if(ok & clips, state.clipped),
+            last_norm=last_norm,
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+
+
+def _no_steps() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    # Three arrays, not one three times: a donated buffer must not be given twice.
+    steps, skipped, consecutive = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return steps, skipped, consecutive, jnp.zeros((), jnp.bool_)
+
+
+def _count(
+    ok: jax.Array, state: SkipNonfiniteState | GuardState, max_consecutive: ArrayLike
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    consecutive = jnp.where(ok, 0, optax.safe_increment(state.consecutive_skipped))
+    return (
+        count_if(jnp.bool_(True), state.steps),
+        count_if(~ok, state.skipped),
+        consecutive,
+        consecutive >= max_consecutive,
+    )
+
+
+def _largest(norm: Norm, axis_name: AxisName) -> Norm:
+    """The largest norm of all shards, so that they clip by one factor."""
+    if axis_name is None:
+        return norm
+    scale = lax.pmin(norm.scale, axis_name)
+    scaled = norm.scaled * (scale / norm.scale)
+    # pmax may drop a NaN: it is put back wherever one shard is not finite.
+    finite = all_shards(jnp.isfinite(scaled), axis_name)
+    return Norm(jnp.where(finite, lax.pmax(scaled, axis_name), jnp.nan), scale)
+
+
+def _share(unit: Norm, total: Norm, limit: jax.Array) -> jax.Array:
+    """The norm that a unit keeps if the total norm is scaled down to `limit`; else inf."""
+    dtype = unit.scaled.dtype
+    ratio = (limit / jnp.maximum(total.scaled, jnp.finfo(total.scaled.dtype).tiny)) * (
+        total.scale / unit.scale
+    )
+    return jnp.where(total.exceeds(limit), unit.scaled * ratio.astype(dtype), jnp.inf)
+
+
+def _cap(
+    updates: optax.Updates, params: optax.Params | None, ratio: ArrayLike, eps: ArrayLike
+) -> optax.Updates:
+    norms = leaf_norms(float_leaves(updates), whole)
+    leaves = params_of(updates, params)
+    limits = [
+        jnp.multiply(ratio, jnp.maximum(n.value, eps * p.size**0.5)).astype(n.scaled.dtype)
+        for n, p in zip(leaf_norms(leaves, whole), leaves, strict=True)
+    ]
+    return map_floats(lambda u, n, c: n.shrink(u, c), updates, norms, limits)
