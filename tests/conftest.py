@@ -1,8 +1,10 @@
 """Eight virtual CPU devices, before jax is imported, so that sharding is real in every test."""
 
+import gc
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -33,5 +35,8 @@ def issue_cases():
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own: an open file left to the garbage collector
+        spec.loader.exec_module(module)
+        gc.collect()
     return {case.id: case for case in module.CASES}

@@ -424,8 +424,8 @@ def safe_pow(x: ArrayLike, y: ArrayLike, /) -> jax.Array:
 
     x^y where it is a finite real number. Where it is none (x < 0 and y not an integer) it goes on
     as at x = 0; overflow saturates. The derivatives y x^(y-1) and x^y log(x) are right wherever
-    they are representable; at x = 0 they are the limit where that is finite, else 0, and for x < 0 the
-    derivative by y is 0.
+    they are representable; at x = 0 they are the limit where that is finite, else 0, and for x < 0
+    the derivative by y is 0.
 
     Edges: 0^0 = 1; 0^y is 0 for y > 0 and the largest finite number for y < 0; NaN gives NaN, for
     x^0 too.

@@ -1,0 +1,163 @@
+"""Mean and standard deviation over what takes part."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._numerics import cast, largest, narrow, saturated, widen
+from .._spec import op, total
+from .._zmul import zmul
+from ._norms import scaled, unit
+from ._reduce import Axis, count_of, keep, pair, prepare, sum_of
+
+inf = math.inf
+nan = math.nan
+
+
+def _rule_mean(out, arrays, tangents, *, axis):
+    _, mask = pair(arrays)
+    t = widen(tangents[0])
+    return sum_of(keep(t, mask) / count_of(t, mask, axis, least=1), axis).astype(out.dtype)
+
+
+@total(jvp=_rule_mean)
+def _mean(x, mask=None, *, axis):
+    z = widen(keep(x, mask))
+    count = count_of(z, mask, axis, least=1)
+    # Two sums in one pass: elements that could overflow a sum of n are scaled down by n.
+    n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
+    big = abs(z) > largest(z.dtype) / (2 * n)
+    small = sum_of(jnp.where(big, 0, z), axis) / count
+    return (small + sum_of(jnp.where(big, z, 0) / n, axis) / count * n).astype(x.dtype)
+
+
+@op(
+    naive=lambda x, axis=None: jnp.mean(x, axis=axis),
+    reference=lambda mp, x: mp.fsum(x) / len(x),
+    domain=[(-inf, inf)],
+    conditioning=lambda mp, x: (mp.fsum(abs(v) for v in x) / len(x), 0),
+    edges=[
+        (([1.0, 2.0],), 1.5, [0.5, 0.5]),
+        (([inf, 1.0],), inf, [0.5, 0.5]),
+        (([nan, 1.0],), nan, None),
+    ],
+    ulps=(4, 8),
+    hint="the mean over an empty mask is 0 / 0: use robustops.safe_mean(x, where=mask), which "
+    "gives 0.",
+)
+def safe_mean(
+    x: ArrayLike,
+    /,
+    *,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+) -> jax.Array:
+    """Mean that cannot overflow on the way, 0 over an empty mask, blind to what is masked.
+
+    sum of x_i over the True of `where`, divided by their number. NaN and inf at masked places
+    change neither value nor gradient.
+
+    Edges: an empty or fully masked slice gives 0 with derivative 0; the mean of 3e38 and 3e38 is
+    3e38 in float32; inf gives inf, inf and -inf give NaN; NaN that takes part gives NaN.
+
+    Args:
+      x: real array; integers and booleans become floats.
+      axis: axis or axes to reduce; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+      keepdims: keep the reduced axes with size 1.
+      dtype: dtype of the computation and the result; default that of `x`. Sums of float16 and
+        bfloat16 accumulate in float32 in any case.
+
+    Returns:
+      Array of the reduced shape.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
+    """
+    arrays, axes = prepare("safe_mean", x, axis, where, dtype)
+    m = _mean(*arrays, axis=axes)
+    return m if keepdims else jnp.squeeze(m, axes)
+
+
+@op(
+    naive=lambda x, axis=None: jnp.sqrt(
+        jnp.mean((x - jnp.mean(x, axis=axis, keepdims=True)) ** 2, axis=axis)
+    ),
+    reference=lambda mp, x: mp.sqrt(mp.fsum((v - mp.fsum(x) / len(x)) ** 2 for v in x) / len(x)),
+    domain=[(-inf, inf)],
+    # |x_i - mean| <= std sqrt(n): the largest component that a gradient of std can have.
+    conditioning=lambda mp, x: (0, 1 / mp.sqrt(len(x))),
+    edges=[
+        (([1.0, 3.0],), 1.0, [-0.5, 0.5]),
+        (([2.0, 2.0],), 0.0, [0.0, 0.0]),
+        (([5.0],), 0.0, [0.0]),
+        (([inf, 1.0],), inf, None),
+        (([nan, 1.0],), nan, None),
+    ],
+    ulps=(4, 8),
+    hint="the gradient of a standard deviation of equal values is 0 / 0, and E[x^2] - E[x]^2 loses "
+    "all digits for a large mean: use robustops.safe_std.",
+    cost="Three passes (magnitude, mean, squares), the naive form two.",
+)
+def safe_std(
+    x: ArrayLike,
+    /,
+    *,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    ddof: int = 0,
+) -> jax.Array:
+    """Standard deviation with derivative 0 where all values are equal, right for a large mean.
+
+    sqrt(sum (x_i - mean)^2 / (n - ddof)), n the number of True in `where`. The mean is removed
+    twice, so that its own rounding does not show: mean 1e6 costs no digits.
+
+    Edges: equal values, an empty or fully masked slice, and n <= ddof give 0 with derivative 0; inf
+    gives inf; NaN that takes part gives NaN.
+
+    Args:
+      x: real array; integers become floats.
+      axis: axis or axes to reduce; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+      keepdims: keep the reduced axes with size 1.
+      dtype: dtype of the computation and the result; default that of `x`. Sums of float16 and
+        bfloat16 accumulate in float32 in any case.
+      ddof: subtracted from the number of elements in the divisor; 1 for the sample estimate.
+
+    Returns:
+      Array of the reduced shape.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
+    """
+    arrays, axes = prepare("safe_std", x, axis, where, dtype)
+    y = _std(*arrays, axis=axes, ddof=ddof)
+    return y if keepdims else jnp.squeeze(y, axes)
+
+
+def _root_of_count(x, mask, axis, ddof):
+    n = count_of(widen(x), mask, axis) - ddof
+    return jnp.where(n > 0, 1 / jnp.sqrt(jnp.where(n > 0, n, 1)), 0)
+
+
+def _rule_std(out, arrays, tangents, *, axis, ddof):
+    r = _root_of_count(*pair(arrays), axis, ddof).astype(out.dtype)
+    u = jnp.where(saturated(out), 0, unit(*arrays, axis=axis, centre=True))
+    return sum_of(zmul(u * r, tangents[0]), axis)
+
+
+@total(jvp=_rule_std)
+def _std(x, mask=None, *, axis, ddof):
+    y, s = scaled(x, mask, axis, centre=True)
+    r = jnp.sqrt(sum_of(y * y, axis)) * _root_of_count(x, mask, axis, ddof)
+    r = jnp.where(r == 0, 0, r * s)
+    return jnp.where(s == inf, cast(r, x.dtype), narrow(r, x.dtype))

@@ -1,0 +1,180 @@
+"""Euclidean norm and unit vector, without overflow, underflow or 0 / 0."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._numerics import cast, largest, narrow, power_of_two, saturated, widen
+from .._spec import op, total
+from .._zmul import zmul
+from ._families import reciprocal
+from ._reduce import Axis, count_of, keep, lone_top, pair, prepare, sum_of
+
+inf = math.inf
+nan = math.nan
+
+
+def _centred(x, mask, axis, count):
+    """Return x less its mean; the second pass removes the rounding of the first mean."""
+    for _ in range(2):
+        x = keep(x - sum_of(x, axis) / count, mask)
+    return x
+
+
+def scaled(x, mask, axis, centre):
+    """Return (y, s): y is x, centred if asked, over a power of two s that brings it to order 1."""
+    x = widen(keep(x, mask))
+    top = jnp.max(abs(x), axis=axis, keepdims=True, initial=0)
+    s = power_of_two(top)
+    # With an infinite element the others vanish beside it: its direction is the limit.
+    y = jnp.where(top == inf, jnp.where(abs(x) == inf, jnp.sign(x), 0), x / s)
+    y = jnp.where(jnp.isnan(top), nan, y)
+    if centre:
+        count = count_of(y, mask, axis, least=1)
+        y = _centred(y, mask, axis, count)
+    return y, jnp.where(top == inf, inf, s)
+
+
+def _inverse_length(x, mask, axis, centre):
+    """1 over the length of x, and whether its square is representable too."""
+    n = _length(*((x,) if mask is None else (x, mask)), axis=axis, centre=centre)
+    # Only subnormal lengths are capped; half leaves room for the tangents that it multiplies.
+    return jnp.minimum(reciprocal(n), largest(n.dtype) / 2), n > 4 / math.sqrt(largest(x.dtype))
+
+
+def _rule_unit(out, arrays, tangents, *, axis, centre):
+    x, mask = pair(arrays)
+    t = widen(keep(tangents[0], mask))
+    if centre:
+        t = keep(t - sum_of(t, axis) / count_of(t, mask, axis, least=1), mask)
+    r, smooth = _inverse_length(x, mask, axis, centre)
+    # Second derivatives go like 1 / length^2: where that overflows the first goes on as a constant.
+    r = jnp.where(smooth, r, jax.lax.stop_gradient(r))
+    u = widen(jnp.where(smooth, out, jax.lax.stop_gradient(out)))
+    # At the largest element 1 - u^2 is the sum of the other squares: subtracting would lose them.
+    lone = lone_top(abs(out), axis)
+    rest = jnp.where(lone, 0, u)
+    along = sum_of(zmul(rest, t), axis)
+    here = zmul(sum_of(rest * rest, axis), t) - zmul(u, along)
+    others = t - zmul(u, along + sum_of(zmul(u, jnp.where(lone, t, 0)), axis))
+    return zmul(widen(r), jnp.where(lone, here, others)).astype(out.dtype)
+
+
+@total(jvp=_rule_unit)
+def unit(x, mask=None, *, axis, centre):
+    """The (centred) slice divided by its Euclidean length; 0 for the zero slice."""
+    y, _ = scaled(x, mask, axis, centre)
+    n = jnp.sqrt(sum_of(y * y, axis))
+    return jnp.where(n == 0, 0, y / jnp.where(n == 0, 1, n)).astype(x.dtype)
+
+
+def _rule_length(out, arrays, tangents, *, axis, centre):
+    u = jnp.where(saturated(out), 0, unit(*arrays, axis=axis, centre=centre))
+    return sum_of(zmul(u, tangents[0]), axis)
+
+
+@total(jvp=_rule_length)
+def _length(x, mask=None, *, axis, centre):
+    """Euclidean length of the (centred) slice, with kept axes."""
+    y, s = scaled(x, mask, axis, centre)
+    n = jnp.sqrt(sum_of(y * y, axis))
+    n = jnp.where(n == 0, 0, n * s)
+    return jnp.where(s == inf, cast(n, x.dtype), narrow(n, x.dtype))
+
+
+@op(
+    naive=lambda x, axis=None: jnp.sqrt(jnp.sum(x * x, axis=axis)),
+    reference=lambda mp, x: mp.sqrt(mp.fsum(v * v for v in x)),
+    domain=[(-inf, inf)],
+    edges=[
+        (([3.0, 4.0],), 5.0, [0.6, 0.8]),
+        (([0.0, 0.0],), 0.0, [0.0, 0.0]),
+        (([inf, 1.0],), inf, [1.0, 0.0]),
+        (([nan, 1.0],), nan, None),
+    ],
+    ulps=(4, 8),
+    hint="the gradient of a norm at 0 is 0 / 0, and its squares overflow at 1.8e19 in float32: use "
+    "robustops.safe_norm.",
+    cost="One pass more than the naive form, for the largest magnitude.",
+)
+def safe_norm(
+    x: ArrayLike,
+    /,
+    *,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+) -> jax.Array:
+    """Euclidean norm that neither overflows nor underflows, with derivative 0 at 0.
+
+    sqrt(sum x_i^2) along `axis`, formed from x over a power of two near its largest magnitude, so
+    [1e30, 1e30] and [1e-30, 1e-30] have right norms and gradients in float32.
+
+    Edges: a slice of zeros, an empty or fully masked one gives 0 with derivative 0; a norm beyond
+    the largest finite number saturates; inf gives inf; NaN gives NaN. safe_norm(x)**2 has the
+    right gradient at 0, but Hessian 0 there: use jnp.sum(x**2) for a squared norm.
+
+    Args:
+      x: real array; integers become floats.
+      axis: axis or axes to reduce; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+      keepdims: keep the reduced axes with size 1.
+      dtype: dtype of the computation and the result; default that of `x`. Sums of float16 and
+        bfloat16 accumulate in float32 in any case.
+
+    Returns:
+      Array of the reduced shape.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
+    """
+    arrays, axes = prepare("safe_norm", x, axis, where, dtype)
+    n = _length(*arrays, axis=axes, centre=False)
+    return n if keepdims else jnp.squeeze(n, axes)
+
+
+@op(
+    naive=lambda x, axis=-1: x / jnp.sqrt(jnp.sum(x * x, axis=axis, keepdims=True)),
+    reference=lambda mp, x: [v / mp.sqrt(mp.fsum(w * w for w in x)) for v in x],
+    domain=[(-inf, inf)],
+    edges=[
+        (([3.0, 4.0],), [0.6, 0.8], [[0.128, -0.096], [-0.096, 0.072]]),
+        (([0.0, 0.0],), [0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]),
+        (([inf, 1.0],), [1.0, 0.0], None),
+        (([nan, 1.0],), [nan, nan], None),
+    ],
+    ulps=(4, 8),
+    hint="x / ||x|| of a zero vector is 0 / 0: use robustops.safe_normalize, which gives 0.",
+    cost="One pass more than the naive form, for the largest magnitude.",
+)
+def safe_normalize(
+    x: ArrayLike, /, *, axis: Axis = -1, where: ArrayLike | None = None, dtype: Any = None
+) -> jax.Array:
+    """Vector over its Euclidean norm, the zero vector for a zero vector.
+
+    x / ||x|| along `axis`; a vector of length 1e-30 or 1e30 becomes a unit vector in float32 too.
+    The derivative, (t - u (u t)) / ||x||, is saturated where it overflows, and 0 at 0.
+
+    Edges: a slice of zeros, or a fully masked one, gives 0 with derivative 0; masked elements give
+    0; one infinite element gives the unit vector along it; NaN gives NaN along its slice.
+
+    Args:
+      x: real array; integers become floats.
+      axis: axis or axes of the vectors; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+      dtype: dtype of the computation and the result; default that of `x`.
+
+    Returns:
+      Array of the shape of `x`.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
+    """
+    arrays, axes = prepare("safe_normalize", x, axis, where, dtype)
+    return unit(*arrays, axis=axes, centre=False)

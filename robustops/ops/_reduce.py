@@ -1,0 +1,57 @@
+"""What the reductions share: checked axes and masks, sums and counts that keep the axes."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._numerics import broadcast_mask, normalize_axes, promote
+
+inf = math.inf
+Axis = int | Sequence[int] | None
+
+
+def prepare(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None, dtype: Any = None):
+    """Return the arrays (x, or x and its mask) and the axes of a reduction."""
+    (x,) = promote(name, x)
+    if dtype is not None:
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(f"{name}: dtype must be a real floating dtype, got {dtype}.")
+        x = x.astype(dtype)
+    mask = broadcast_mask(name, where, x.shape)
+    return (x,) if mask is None else (x, mask), normalize_axes(name, axis, x.ndim)
+
+
+def keep(x, mask, fill=0.0):
+    """`x` with masked elements replaced, so that nothing they hold is ever computed with."""
+    return x if mask is None else jnp.where(mask, x, fill)
+
+
+def sum_of(x, axis, keepdims=True):
+    """`jnp.sum` that keeps the axes."""
+    return jnp.sum(x, axis=axis, keepdims=keepdims)
+
+
+def count_of(x, mask, axis, least=0):
+    """How many elements take part in each slice, at least `least`, with kept axes."""
+    if mask is None:
+        return jnp.asarray(max(math.prod(x.shape[a] for a in axis), least), x.dtype)
+    return jnp.maximum(sum_of(mask.astype(jnp.int32), axis), least).astype(x.dtype)
+
+
+def max_of(x, axis):
+    """The largest element with kept axes, -inf of none."""
+    return jnp.max(x, axis=axis, keepdims=True, initial=-inf)
+
+
+def lone_top(size, axis):
+    """True at the one largest element of a slice; nowhere where several share the maximum."""
+    top = (size == max_of(size, axis)) & (size > -inf)
+    return top & (sum_of(top.astype(jnp.int32), axis) == 1)
+
+
+def pair(arrays) -> tuple[Any, Any]:
+    """The array of a reduction and its mask or None."""
+    return arrays[0], arrays[1] if len(arrays) == 2 else None

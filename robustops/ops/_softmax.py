@@ -1,0 +1,266 @@
+"""Log-sum-exp and softmax made total, and right where one entry dominates."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._numerics import cast, largest, narrow, promote, saturated, widen
+from .._spec import op, total
+from .._zmul import zmul
+from ._reduce import Axis, count_of, keep, lone_top, max_of, pair, prepare, sum_of
+
+inf = math.inf
+nan = math.nan
+
+
+def _shifted_exp(x, axis):
+    """Return m = max x, exp(x - m), and the sum of exp(x - m) less 1.
+
+    exp(x - m) carries a correction for the rounding of x - m, else its error would grow to
+    |x - m| / 2 ulp. The sum is split so that log1p keeps the digits that 1 + s would lose: with k
+    entries at the maximum it is (k - 1) + the rest.
+    """
+    m = max_of(x, axis)
+    at_top = (x == m) & (m > -inf)
+    finite = jnp.isfinite(m)
+    shift = jnp.where(finite, m, 0)
+    d = jnp.where(finite, x - shift, -inf)
+    lost = _lost_in_difference(x, shift, d)
+    e = jnp.where(at_top, 1, jnp.exp(d) * (1 + lost))
+    rest = sum_of(jnp.where(at_top, 0, e), axis) + (sum_of(at_top.astype(x.dtype), axis) - 1)
+    return m, e, rest
+
+
+def _lost_in_difference(a, b, d):
+    """The rounding error of d = a - b (Knuth's two-sum), 0 where d is not finite."""
+    a, d = (jnp.where(jnp.isfinite(d), v, 0) for v in (a, d))
+    b = jnp.where(d == a - b, b, 0)
+    v = d - a
+    return (a - (d - v)) - (b + v)
+
+
+def _rule_logsumexp(out, arrays, tangents, *, axis, keepdims):
+    x, *mask = arrays
+    p = _softmax(x, *mask, axis=axis)
+    return sum_of(zmul(p, tangents[0]), axis, keepdims)
+
+
+@total(jvp=_rule_logsumexp)
+def _logsumexp(x, mask=None, *, axis, keepdims):
+    m, _, rest = _shifted_exp(widen(keep(x, mask, -inf)), axis)
+    y = narrow(jnp.where(jnp.isfinite(m), m, 0) + jnp.log1p(jnp.maximum(rest, 0)), x.dtype)
+    y = jnp.where(jnp.isfinite(m), y, m.astype(x.dtype))
+    if mask is not None or 0 in x.shape:
+        empty = count_of(x, mask, axis) == 0
+        y = jnp.where(empty, -largest(x.dtype), y)
+    return y if keepdims else jnp.squeeze(y, axis)
+
+
+@op(
+    naive=lambda x, axis=None: jnp.log(jnp.sum(jnp.exp(x), axis=axis)),
+    reference=lambda mp, x: mp.log(mp.fsum(mp.exp(v) for v in x)),
+    domain=[(-inf, inf)],
+    conditioning=lambda mp, x: (max(abs(v) for v in x), 0),
+    edges=[
+        (([0.0, 0.0],), math.log(2.0), [0.5, 0.5]),
+        (([1000.0, 0.0],), 1000.0, [1.0, 0.0]),
+        (([-1000.0, -1000.0],), -1000.0 + math.log(2.0), [0.5, 0.5]),
+        (([-inf, 1.0],), 1.0, [0.0, 1.0]),
+        (([-inf, -inf],), -inf, [0.0, 0.0]),
+        (([inf, 1.0],), inf, [1.0, 0.0]),
+        (([nan, 1.0],), nan, None),
+    ],
+    ulps=(4, 8),
+    replaces="logsumexp",
+    hint="log(sum(exp(x))) overflows, and is log(0) where every x is very negative: use "
+    "robustops.logsumexp.",
+    cost="One pass more than the unstable form, for the maximum.",
+)
+def logsumexp(
+    a: ArrayLike,
+    /,
+    axis: Axis = None,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+    where: ArrayLike | None = None,
+) -> Any:
+    """Logarithm of a sum of exponentials, with finite derivatives even where every term is 0.
+
+    log(sum_i b_i exp(a_i)) along `axis`; the derivative by a_i is its softmax weight.
+
+    Edges: all -inf gives -inf, the limit, with derivative 0. An empty or fully masked slice gives
+    the smallest finite number, since finite input must give a finite value (0 times it is 0). A
+    single inf gives inf. NaN gives NaN. Near a result of 0 the absolute error is that of the
+    largest element: the sum is conditioned so.
+
+    Args:
+      a: real array.
+      axis: axis or axes to reduce; None means all.
+      b: factors of the exponentials, broadcast to `a`; may be negative with `return_sign=True`.
+      keepdims: keep the reduced axes with size 1.
+      return_sign: also return the sign of the sum, and the logarithm of its magnitude.
+      where: boolean, True takes part; broadcast to `a`.
+
+    Returns:
+      Array of the dtype of `a`, or the pair (logarithm, sign).
+
+    Raises:
+      ValueError: an axis out of range, or shapes that do not broadcast.
+      TypeError: complex input, or a `where` that is not boolean.
+    """
+    if b is None:
+        arrays, axes = prepare("logsumexp", a, axis, where)
+        y = _logsumexp(*arrays, axis=axes, keepdims=bool(keepdims))
+        if not return_sign:
+            return y
+        return y, jnp.where(jnp.isnan(y), y, jnp.where(y > -largest(y.dtype), 1, 0).astype(y.dtype))
+    x, b = jnp.broadcast_arrays(*promote("logsumexp", a, b))
+    arrays, axes = prepare("logsumexp", x, axis, where)
+    mask = (b != 0) if len(arrays) == 1 else (b != 0) & arrays[1]
+    # b exp(a) = sign(b) exp(a + log|b|): two sums of positive terms.
+    terms = x + jnp.log(jnp.where(mask, abs(b), 1))
+    up = _logsumexp(terms, mask & (b > 0), axis=axes, keepdims=bool(keepdims))
+    down = _logsumexp(terms, mask & (b < 0), axis=axes, keepdims=bool(keepdims))
+    top, low = jnp.maximum(up, down), jnp.minimum(up, down)
+    gap = jnp.where(top == low, -1, low - top)
+    y = jnp.where(top == low, -largest(x.dtype), top + jnp.log1p(-jnp.exp(gap)))
+    sign = jnp.where(top == low, 0, jnp.where(up > down, 1, -1)).astype(x.dtype)
+    if return_sign:
+        return y, sign
+    return jnp.where(sign < 0, nan, y)
+
+
+def _centred_tangent(x, mask, t, axis):
+    """Return t less the tangent of the largest element, 0 at that element.
+
+    The derivative of a softmax depends on differences of tangents only. Taken from the largest
+    element they keep the digits that t - sum(p t) loses where p is near 1. Under a tie p <= 1/2.
+    """
+    t = widen(keep(t, mask))
+    lone = lone_top(keep(x, mask, -inf), axis)
+    return keep(jnp.where(lone, 0, t - sum_of(jnp.where(lone, t, 0), axis)), mask)
+
+
+def _rule_softmax(out, arrays, tangents, *, axis):
+    t = _centred_tangent(*pair(arrays), tangents[0], axis)
+    p = widen(out)
+    return zmul(p, t - sum_of(zmul(p, t), axis)).astype(out.dtype)
+
+
+@total(jvp=_rule_softmax)
+def _softmax(x, mask=None, *, axis):
+    m, e, rest = _shifted_exp(widen(keep(x, mask, -inf)), axis)
+    e = jnp.where(jnp.isnan(m), nan, e)
+    return keep((e / jnp.maximum(1 + rest, 0.5)).astype(x.dtype), mask)
+
+
+@op(
+    naive=lambda x, axis=-1: jnp.exp(x) / jnp.sum(jnp.exp(x), axis=axis, keepdims=True),
+    reference=lambda mp, x: [mp.exp(v) / mp.fsum(mp.exp(w) for w in x) for v in x],
+    domain=[(-inf, inf)],
+    edges=[
+        (([0.0, 0.0],), [0.5, 0.5], [[0.25, -0.25], [-0.25, 0.25]]),
+        (([1e4, 0.0],), [1.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]),
+        (([-inf, 1.0],), [0.0, 1.0], [[0.0, 0.0], [0.0, 0.0]]),
+        (([-inf, -inf],), [0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]),
+        (([inf, 1.0],), [1.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]),
+        (([nan, 1.0],), [nan, nan], None),
+    ],
+    ulps=(4, 8),
+    replaces="softmax",
+    hint="a softmax over a row that is masked everywhere is 0 / 0: use "
+    "robustops.softmax(where=mask).",
+    cost="One pass more than the unstable form, for the maximum; with gradient 1.25x its bytes.",
+)
+def softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Softmax exp(x_i) / sum_j exp(x_j), 0 on a fully masked row, with accurate derivatives.
+
+    The derivative p_i (1 - p_i) of a confident entry is formed from the other entries, so it keeps
+    its digits where 1 - p_i rounds to 0.
+
+    Edges: masked elements and -inf give 0, so a row of them gives zeros with derivative 0; one inf
+    gives 1 (several share it); NaN gives NaN along its row.
+
+    Args:
+      x: real array.
+      axis: axis or axes that sum to 1; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, or a `where` that is not boolean.
+    """
+    arrays, axes = prepare("softmax", x, axis, where)
+    return _softmax(*arrays, axis=axes)
+
+
+def _rule_log_softmax(out, arrays, tangents, *, axis):
+    x, mask = pair(arrays)
+    t = _centred_tangent(x, mask, tangents[0], axis)
+    # A row without a maximum, all -inf, is constant.
+    alive = max_of(keep(x, mask, -inf), axis) != -inf
+    p = widen(_softmax(*arrays, axis=axis))
+    d = (t - sum_of(zmul(p, t), axis)).astype(out.dtype)
+    return keep(jnp.where(alive & ~saturated(out), d, 0), mask)
+
+
+@total(jvp=_rule_log_softmax)
+def _log_softmax(x, mask=None, *, axis):
+    z = widen(keep(x, mask, -inf))
+    m, _, rest = _shifted_exp(z, axis)
+    finite = jnp.isfinite(m)
+    y = jnp.where(finite, z - jnp.where(finite, m, 0), jnp.where(z == m, -0.0, -inf))
+    y = jnp.where(m == -inf, -inf, y) - jnp.log1p(jnp.maximum(rest, 0))
+    y = jnp.where(jnp.isnan(m), nan, y)
+    # Finite input gives a finite value; -inf in gives -inf out.
+    y = jnp.where(z == -inf, -inf, narrow(y, x.dtype))
+    return keep(cast(y, x.dtype), mask, -largest(x.dtype))
+
+
+@op(
+    naive=lambda x, axis=-1: jnp.log(jnp.exp(x) / jnp.sum(jnp.exp(x), axis=axis, keepdims=True)),
+    reference=lambda mp, x: [v - mp.log(mp.fsum(mp.exp(w) for w in x)) for v in x],
+    domain=[(-inf, inf)],
+    edges=[
+        (([0.0, 0.0],), [-math.log(2.0)] * 2, [[0.5, -0.5], [-0.5, 0.5]]),
+        (([1e4, 0.0],), [0.0, -1e4], [[0.0, 0.0], [-1.0, 1.0]]),
+        (([-inf, 1.0],), [-inf, 0.0], None),
+        (([-inf, -inf],), [-inf, -inf], [[0.0, 0.0], [0.0, 0.0]]),
+        (([nan, 1.0],), [nan, nan], None),
+    ],
+    ulps=(4, 8),
+    replaces="log_softmax",
+    hint="log(softmax(x)) is log(0) for a confident model: use robustops.log_softmax, or "
+    "robustops.losses.softmax_cross_entropy.",
+    cost="One pass more than the unstable form, for the maximum.",
+)
+def log_softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) -> jax.Array:
+    """Logarithm of the softmax, right to a few ulp for the confident entry too.
+
+    x_i - logsumexp(x). The largest entry is -log1p(sum of the others), which is -2e-9 where
+    subtracting gives 0.
+
+    Edges: -inf gives -inf, a row of only -inf has derivative 0; masked elements give the smallest
+    finite number (0 times it is 0); a difference beyond it saturates; NaN gives NaN along its row.
+
+    Args:
+      x: real array.
+      axis: axis or axes that are normalised; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+
+    Returns:
+      Array of the shape and dtype of `x`.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, or a `where` that is not boolean.
+    """
+    arrays, axes = prepare("log_softmax", x, axis, where)
+    return _log_softmax(*arrays, axis=axes)
