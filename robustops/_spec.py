@@ -68,6 +68,7 @@ class Op:
 
 _OPS: dict[str, Op] = {}
 OPS: Mapping[str, Op] = MappingProxyType(_OPS)
+"""Every op by name, read-only."""
 
 
 def op(**facts: Any) -> Callable[[Callable], Callable]:

@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from ._spec import Op
+from ._spec import OPS, Op
 
 __all__ = [
+    "OPS",
     "Accuracy",
+    "Op",
     "accuracy",
     "all_values",
     "check_total",
@@ -210,7 +212,7 @@ class Accuracy:
     derivative_at: tuple
     """The arguments with the largest error of a derivative."""
     samples: int
-    """Number of arguments compared: those whose true values are representable."""
+    """Number of arguments compared, those whose true values are representable."""
 
 
 def _sample(op: Op, dtype: Any, n: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -248,7 +250,7 @@ def accuracy(op: Op, dtype: Any, *, samples: int = 200, seed: int = 0) -> Accura
     as none.
 
     Args:
-      op: record from `robustops.testing`'s callers' `OPS`, or one of your own.
+      op: a record of `OPS`, or one of your own.
       dtype: floating dtype; float64 needs `jax_enable_x64`.
       samples: number of arguments (or slices) drawn.
       seed: of the draw.

@@ -253,11 +253,10 @@ def test_c7_composes(op):
 def test_c7_shard_map(op, check_vma):
     fn = rowwise(op)
     n = len(op.domain)
-    args = tuple(jnp.linspace(0.1, 2, 32).reshape(8, 4) + k for k in range(n))
+    x = jnp.linspace(0.1, 2, 32).reshape(8, 4)
     mesh = jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     # The second argument, if there is one, is replicated: the rule must match the two.
-    specs = (P("i"), P())[:n]
-    args = (args[0], args[1][:1])[:n]
+    args, specs = (x, x[:1] + 1)[:n], (P("i"), P())[:n]
     sharded = jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("i"), check_vma=check_vma)
     argnums = tuple(range(n))
     np.testing.assert_allclose(sharded(*args), fn(*args), rtol=1e-6)

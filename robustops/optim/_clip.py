@@ -31,9 +31,9 @@ class ClipByGlobalNormState(NamedTuple):
 
 
 def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtraArgs:
-    r"""Scales a gradient down to a global norm of `max_norm`, whatever its finite size.
+    """Scales a gradient down to a global norm of `max_norm`, whatever its finite size.
 
-    $$g \mapsto g \min(1, c / \lVert g \rVert)$$
+    g becomes g min(1, max_norm / ||g||).
 
     The norm is accumulated in float32 or wider and cannot overflow on the way: gradients of 1e30,
     of 3e38, or of 60000 in float16 keep their direction. A gradient within `max_norm` comes out bit
@@ -77,9 +77,9 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
 def adaptive_grad_clip(
     clipping: ArrayLike, eps: ArrayLike = 1e-3, axis: int | Sequence[int] | None = None
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Scales each unit's gradient down to `clipping` times the norm of that unit's parameters.
+    """Scales each unit's gradient down to `clipping` times the norm of that unit's parameters.
 
-    $$g_u \mapsto g_u \min(1, \lambda \max(\lVert p_u \rVert, \epsilon) / \lVert g_u \rVert)$$
+    The gradient g of a unit with parameters p becomes g min(1, clipping max(||p||, eps) / ||g||).
 
     A unit is a whole vector or scalar, a column of a matrix (axis 0), axis 0 of a rank 3 parameter,
     axes (0, 1, 2) of rank 4 and (0, 1, 2, 3) of rank 5, as in `optax.adaptive_grad_clip`. Norms

@@ -125,7 +125,7 @@ def guard(
     max_consecutive: int = 50,
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Wraps an optimizer so that no gradient, however bad, can destroy the run.
+    """Wraps an optimizer so that no gradient, however bad, can destroy the run.
 
     The gradient is clipped as by `clip_by_global_norm` and then, with `clipping`, as by
     `adaptive_grad_clip`, from one set of sums of squares; the inner update may be capped; and a
@@ -133,13 +133,10 @@ def guard(
     ``skip_nonfinite(chain(clip_by_global_norm(max_norm), adaptive_grad_clip(clipping, eps), inner,
     cap))``, in one pass over the gradient.
 
-    The cap bounds the final update of each parameter leaf, whatever the learning rate:
-
-    $$\lVert u \rVert \le r \max(\lVert p \rVert, \epsilon \sqrt{n})$$
-
-    with n the number of elements, so that a parameter at zero can leave it. A finite update of any
-    size is scaled down to the cap; an update that overflowed to inf or NaN inside `inner` has no
-    direction left and is refused.
+    The cap bounds the final update u of each parameter leaf p, whatever the learning rate:
+    ||u|| <= r max(||p||, eps sqrt(n)), with n the number of elements, so that a parameter at zero
+    can leave it. A finite update of any size is scaled down to the cap; an update that overflowed
+    to inf or NaN inside `inner` has no direction left and is refused.
 
     Args:
         inner: any optax transformation. Extra arguments of `update` are passed on to it.

@@ -77,8 +77,8 @@ def rescale_init(
       max_gain: greatest healthy spectral norm of a recurrent kernel.
 
     Returns:
-      One `LayerAudit` for each `nnx.Linear` layer: those judged by their kernels first, then the
-      others in the order of their calls.
+      A list with one `LayerAudit` for each `nnx.Linear` layer, those judged by their kernels first,
+      then the others in the order of their calls.
 
     Raises:
       ValueError: x is empty or not finite, a kernel or bias is not finite, or the bounds are not

@@ -1,0 +1,96 @@
+"""The documentation names everything public, and what it shows runs."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from robustops._spec import OPS
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MODULES = ["losses", "optim", "models", "train", "testing"]
+SETUP = [
+    "pip install -e '.[benchmarks]' && python -m benchmarks",
+    "pip install -e '.[test]' && pytest",
+]
+# What is not Python: shell commands and output, and directives of Sphinx.
+OTHER = {"", "sh", "text", "{eval-rst}", "{toctree}", "{op-table}", "{op}"}
+
+
+def blocks(page: Path) -> list[tuple[str, int, str]]:
+    """The fenced blocks of a page: first word after the fence, line of the fence, content."""
+    text = page.read_text()
+    found = re.finditer(r"^```(\S*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(m[1], text.count("\n", 0, m.start()) + 1, m[2]) for m in found]
+
+
+def public(name: str) -> set[str]:
+    """Dotted names of what a module defines or re-exports from this package."""
+    module = importlib.import_module(name)
+    names = getattr(module, "__all__", None) or [
+        key
+        for key, value in vars(module).items()
+        if not key.startswith("_") and getattr(value, "__module__", "").startswith("robustops")
+    ]
+    return {f"{name}.{key}" for key in names}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_public_name_has_an_entry(module):
+    listed = re.findall(
+        r"^\.\. auto\w+:: ([\w.]+)(?:\(\))?$",
+        "\n".join(page.read_text() for page in PAGES),
+        re.MULTILINE,
+    )
+    assert len(listed) == len(set(listed))
+    expected = public(f"robustops.{module}")
+    assert expected
+    assert {name for name in listed if name.startswith(f"robustops.{module}.")} == expected
+
+
+def test_every_op_has_an_entry():
+    listed = re.findall(r"^```\{op\} (\w+)$", (ROOT / "docs/ops.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted(OPS)
+    assert public("robustops") == {f"robustops.{name}" for name in OPS}
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_python_blocks_run(page, capsys):
+    """Each page top to bottom in one namespace; blocks with prompts must print what is shown."""
+    namespace: dict = {"__name__": "__main__"}
+    for language, line, source in blocks(page):
+        assert language == "python" or language in OTHER, f"{page.name}:{line}: {language!r}"
+        if language != "python":
+            continue
+        if source.startswith(">>>"):
+            session = doctest.DocTestParser().get_doctest(
+                source, namespace, page.name, str(page), line
+            )
+            runner = doctest.DocTestRunner(verbose=False)
+            runner.run(session, clear_globs=False)
+            namespace.update(session.globs)
+            assert runner.failures == 0, capsys.readouterr().out
+        else:
+            # Blank lines before the source, so that a traceback names the line of the page.
+            exec(compile("\n" * line + source, str(page), "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs/index.md"], ids=lambda page: page.name)
+def test_quick_start_has_two_setup_commands(page):
+    shell = "".join(text for language, _, text in blocks(page) if language in ("", "sh"))
+    assert [line for line in shell.splitlines() if line.startswith("pip install")] == SETUP
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_links_to_files_resolve(page):
+    text = page.read_text()
+    targets = re.findall(r"\]\(([^)#\s]+)\)", text)
+    for target in targets:
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\{doc\}`(?:[^`<]*<)?(\w+)>?`", text):
+        assert (page.parent / f"{target}.md").exists(), target

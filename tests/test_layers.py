@@ -1,0 +1,76 @@
+"""Imports point down only, and `import robustops` loads jax alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "robustops"
+FILES = sorted(PACKAGE.rglob("*.py"))
+BOTTOM = {"_numerics", "_spec", "_zmul"}
+# What a layer may import: layers below it (and itself), and packages besides jax.
+BELOW = {
+    "_numerics": set(),
+    "_zmul": set(),
+    "_spec": {"_numerics", "_zmul"},
+    "ops": BOTTOM,
+    "losses": BOTTOM | {"ops"},
+    "testing": BOTTOM | {"ops", "numpy", "mpmath"},
+    "optim": {"_numerics", "optax"},
+    "models": {"ops", "losses", "flax"},
+    "train": {"ops", "losses", "optim", "models", "numpy", "optax", "flax", "rich"},
+    "__init__": {"ops"},
+}
+HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib"]
+name_of = lambda file: str(file.relative_to(PACKAGE))
+
+
+def imports(file: Path) -> set[str]:
+    """Modules and names that a file imports anywhere, by their absolute dotted names."""
+    package = ("robustops", *file.relative_to(PACKAGE).parent.parts)
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join([*base, *filter(None, [node.module])])
+            found |= {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_imports_point_down(file):
+    layer = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    allowed = BELOW[layer] | {layer, "jax"}
+    for name in imports(file):
+        top, *rest = name.split(".")
+        if top not in sys.stdlib_module_names:
+            assert (rest[0] if top == "robustops" else top) in allowed, name
+
+
+def test_one_file_touches_jax_internals():
+    internal = ("jax.interpreters", "jax.extend", "jax._src")
+    touching = [name_of(f) for f in FILES if any(n.startswith(internal) for n in imports(f))]
+    assert touching == ["_zmul.py"]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.name == "__init__.py"], ids=name_of)
+def test_init_files_only_reexport(file):
+    docstring, *body = ast.parse(file.read_text()).body
+    assert isinstance(docstring, ast.Expr)
+    for node in body:
+        if ast.unparse(node).startswith("__version__ = "):
+            continue
+        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
+        assert all(a.asname in (a.name, f"_{a.name}") for a in node.names), ast.unparse(node)
+
+
+def test_import_loads_jax_only():
+    code = f"import robustops, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert loaded.stdout.strip() == "[]"
