@@ -23,7 +23,8 @@ def smallest(dtype: Any) -> float:
 def promote(name: str, *args: ArrayLike) -> list[jax.Array]:
     """Bring `args` to one real floating dtype as jax.numpy would; integers become floats.
 
-    Weak types stay weak, and strict dtype promotion raises as it does for `jnp.add`.
+    Weak types stay weak, and strict dtype promotion raises as it does for `jnp.add`. The shapes are
+    checked to broadcast, but left as they are.
     """
     arrays = [jnp.asarray(a) for a in args]
     for a in arrays:
@@ -32,6 +33,11 @@ def promote(name: str, *args: ArrayLike) -> list[jax.Array]:
                 f"{name}: complex input is not supported, got {a.dtype}; "
                 "pass the real and imaginary parts, or abs(x)."
             )
+    try:
+        jnp.broadcast_shapes(*(a.shape for a in arrays))
+    except ValueError:
+        shapes = " and ".join(str(a.shape) for a in arrays)
+        raise ValueError(f"{name}: the shapes {shapes} do not broadcast.") from None
     dtype = jnp.result_type(*arrays)
     if not jnp.issubdtype(dtype, jnp.floating):
         dtype = jnp.result_type(float)
@@ -108,12 +114,12 @@ def broadcast_mask(name: str, where: ArrayLike | None, shape: tuple[int, ...]) -
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
-    """Return a power of two within a factor 2 of the positive normal `x`; 1 for 0 and NaN.
+    """Return a power of two that brings the positive normal `x` below 4; 1 for 0 and NaN.
 
-    Dividing by it is exact, so a sum of squares can be brought to order 1 without rounding. The
-    result is at most half of the largest finite number, so that it can be multiplied back.
+    Dividing by it is exact, so a sum of squares can be brought to order 1 without rounding. It is
+    at most 2^126 in float32: XLA divides by way of the reciprocal, and that of 2^127 is subnormal.
     """
     info = jnp.finfo(x.dtype)
     rounded = lax.reduce_precision(x, exponent_bits=info.nexp, mantissa_bits=0)
-    rounded = jnp.clip(rounded, smallest(x.dtype), 2.0 ** (info.maxexp - 1))
+    rounded = jnp.clip(rounded, smallest(x.dtype), 2.0**-info.minexp)
     return lax.stop_gradient(jnp.where(x > 0, rounded, 1))

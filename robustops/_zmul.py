@@ -46,7 +46,11 @@ def zmul(p: jax.Array, t: jax.Array) -> jax.Array:
     """
     shape = jnp.broadcast_shapes(p.shape, t.shape)
     varying = _varying(p) | _varying(t)
-    return zmul_p.bind(*(_vary(jnp.broadcast_to(a, shape), varying) for a in (p, t)))
+    p, t = (_vary(jnp.broadcast_to(a, shape), varying) for a in (p, t))
+    if jax.typeof(p).sharding != jax.typeof(t).sharding:
+        # Under an explicit mesh a sum knows which sharding the two have together.
+        p, t = p + jnp.zeros_like(t), t + jnp.zeros_like(p)
+    return zmul_p.bind(p, t)
 
 
 def _varying(a):

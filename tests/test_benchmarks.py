@@ -19,21 +19,21 @@ from benchmarks.survival._arms import no_scaling, recipe, robust_scaling, standa
 from benchmarks.survival._data import Split, moments
 from benchmarks.survival._page import overview, page
 from benchmarks.survival._report import sentence
-from benchmarks.survival._runner import GRID, RATES, choose_levels, planned
+from benchmarks.survival._runner import GRID, RATES, choose_levels, compiled, planned, tune
 from benchmarks.survival._scenario import skill
-from benchmarks.survival._train import trainer
 
 ROW = {"scenario", "stress", "arm", "seed", "survived", "learned", "fair", "metric", "seconds"}
-CHEAP = ["clip-bce", "log-square"]
+STEPS = 40
 
 
 @pytest.fixture(scope="module")
 def rows():
-    return run(CHEAP, levels=[0, 2], steps=40)
+    every = run(["clip-bce"], levels=[0, 2], steps=STEPS)
+    return every + run(["log-square"], ["naive", "optax"], levels=[0, 2], steps=STEPS)
 
 
 def test_rows_complete(rows):
-    assert len(rows) == len(CHEAP) * 2 * len(ARMS)
+    assert len(rows) == 2 * len(ARMS) + 2 * 2
     for row in rows:
         assert ROW <= set(row)
         assert isinstance(row["survived"], bool)
@@ -82,16 +82,15 @@ def test_sentence_has_the_counts_of_every_arm(rows):
 
 @pytest.mark.parametrize("arm", ARMS)
 def test_run_repeats_exactly(arm):
-    scenario = SCENARIOS["clip-bce"]
-    train = trainer(scenario, "adam", arm)
-    first, second = (train(3, scenario.levels[0], 0.01, 30) for _ in range(2))
+    train = compiled("clip-bce", "adam", arm)
+    first, second = (train(3, SCENARIOS["clip-bce"].levels[0], 0.01, STEPS) for _ in range(2))
     assert first[:2] == second[:2]
     assert first.survived
 
 
 def test_verify_accepts_whole_and_refuses_partial_rows(rows):
-    asked = {"only": CHEAP, "levels": [0, 2]}
-    good = [row | {"control": 1.0} for row in rows]
+    asked = {"only": ["clip-bce"], "levels": [0, 2]}
+    good = [row | {"control": 1.0} for row in rows if row["scenario"] == "clip-bce"]
     verify(good, **asked)
     with pytest.raises(AssertionError, match="rows missing"):
         verify(good[1:], **asked)
@@ -133,7 +132,7 @@ def test_page_is_well_formed_and_self_contained(rows):
     tags = _Tags()
     tags.feed(text)
     assert tags.open == []
-    assert [t for t, _ in tags.seen].count("svg") == len(CHEAP)
+    assert [t for t, _ in tags.seen].count("svg") == 2
     assert "http:" not in text
     assert "https:" not in text
     assert not {t for t, _ in tags.seen} & {"script", "link", "img", "iframe"}
@@ -150,7 +149,7 @@ def test_overview_is_one_svg_with_every_arm(rows):
 
 
 def test_page_of_several_seeds_and_one_arm():
-    few = run(["clip-bce"], ["naive"], seeds=[0, 7], levels=[1], steps=40)
+    few = run(["clip-bce"], ["naive"], seeds=[0, 7], levels=[1], steps=STEPS)
     assert [row["seed"] for row in few] == [0, 7]
     assert page(few).count("<svg") == 1
     assert overview(few).count("<svg") == 1
@@ -235,6 +234,15 @@ def test_twelve_scenarios_are_told_and_tuned():
             assert all(found["rate"] in GRID for found in tuned.values())
             assert tuned["control"]["skill"] > 0.3
     assert set(rates) == {f"{s.name}/{o}" for s in SCENARIOS.values() for o in s.optimizers}
+
+
+@pytest.mark.slow
+def test_tuning_repeats_the_frozen_rates():
+    rates = json.loads(RATES.read_text())
+    for key, found in tune(["log-square"]).items():
+        assert {arm: each["rate"] for arm, each in found.items()} == {
+            arm: each["rate"] for arm, each in rates[key].items()
+        }
 
 
 def test_default_run_is_three_levels_of_one_seed():

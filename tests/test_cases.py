@@ -56,8 +56,8 @@ REWRITTEN = {
 }
 
 
-def _update(tx, g):
-    return tx.update(g, tx.init(g), g)[0]
+def _update(tx, g) -> jax.Array:
+    return jax.tree.leaves(tx.update(g, tx.init(g), g)[0])[0]
 
 
 @pytest.mark.parametrize("name", REWRITTEN)

@@ -16,7 +16,7 @@ BELOW = {
     "_zmul": set(),
     "_spec": {"_numerics", "_zmul"},
     "ops": BOTTOM,
-    "losses": BOTTOM | {"ops"},
+    "losses": BOTTOM | {"ops", "numpy"},
     "testing": BOTTOM | {"ops", "numpy", "mpmath"},
     "optim": {"_numerics", "optax"},
     "models": {"ops", "losses", "flax"},

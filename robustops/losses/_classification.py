@@ -88,11 +88,7 @@ def binary_cross_entropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Arr
     p, z = promote("binary_cross_entropy", probabilities, labels)
     log_p = safe_log(p, extend="linear")
     log_q = safe_log1p(-p, extend="linear")
-    return narrow(-zmul(*_alike(z, log_p)) - zmul(*_alike(1 - z, log_q)), log_p.dtype)
-
-
-def _alike(a, b):
-    return jnp.broadcast_arrays(a, b)
+    return narrow(-zmul(z, log_p) - zmul(1 - z, log_q), log_p.dtype)
 
 
 def softmax_cross_entropy(
@@ -107,11 +103,12 @@ def softmax_cross_entropy(
     of 20 loss and gradient are 2e-9, where subtracting logsumexp gives 0.
 
     Edges: a zero label absorbs, so logits of -inf where the label is 0 are right in value and
-    gradient; a positive label on a logit of -inf gives the largest finite number. NaN gives NaN.
+    gradient; a positive label on a logit of -inf gives the largest finite number; an
+    example masked as a whole gives 0. NaN gives NaN.
 
     Args:
       logits: unnormalised log-probabilities, shape `[..., num_classes]`.
-      labels: target distributions, broadcast to `logits`.
+      labels: target distributions; `logits` and `labels` broadcast.
       axis: axis or axes of the classes.
       where: boolean, True takes part; of the shape of `logits`, or without the class axis.
 
@@ -125,12 +122,12 @@ def softmax_cross_entropy(
     Reference: same signature as `optax.losses.softmax_cross_entropy`.
     """
     name = "softmax_cross_entropy"
-    x, z = promote(name, logits, labels)
+    x, z = jnp.broadcast_arrays(*promote(name, logits, labels))
     axes = normalize_axes(name, axis, x.ndim)
     _check_classes(name, x, axes)
     mask = _class_mask(name, where, x, axes)
     lp = log_softmax(x, axes, mask)
-    terms = zmul(*_alike(z, jnp.maximum(lp, -largest(lp.dtype))))
+    terms = zmul(z, jnp.maximum(lp, -largest(lp.dtype)))
     if mask is not None:
         terms = jnp.where(mask, terms, 0)
     return narrow(-jnp.sum(widen(terms), axis=axes), lp.dtype)
@@ -139,7 +136,7 @@ def softmax_cross_entropy(
 def softmax_cross_entropy_with_integer_labels(
     logits: ArrayLike,
     labels: ArrayLike,
-    axis: int | Sequence[int] = -1,
+    axis: int | Sequence[int] | None = -1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """Cross-entropy between class indices and the softmax of logits, accurate when confident.
@@ -147,9 +144,9 @@ def softmax_cross_entropy_with_integer_labels(
     -log softmax(x)_y along `axis`. At a margin of 20 loss and gradient are 2e-9, where subtracting
     logsumexp gives 0.
 
-    Edges: a label on a logit of -inf, or on a masked class, gives the largest finite number with
-    derivative 0; a label outside [0, num_classes) gives NaN, since hiding it would train on
-    another class. NaN logits give NaN.
+    Edges: an example masked as a whole gives 0; a label on a logit of -inf, or on a masked class,
+    gives the largest finite number with derivative 0; a label outside [0, num_classes) gives NaN,
+    since hiding it would train on another class. NaN logits give NaN.
 
     Args:
       logits: unnormalised log-probabilities, shape `[..., num_classes]`.
@@ -179,7 +176,7 @@ def softmax_cross_entropy_with_integer_labels(
     mask = _class_mask(name, where, x, axes)
     lp = jnp.maximum(log_softmax(x, axes, mask), -largest(x.dtype))
     batch = tuple(a for a in range(x.ndim) if a not in axes)
-    order = axes if isinstance(axis, int) else tuple(a % x.ndim for a in axis)
+    order = tuple(a % x.ndim for a in axis) if isinstance(axis, Sequence) else axes
     shape = tuple(x.shape[a] for a in batch)
     classes = math.prod(x.shape[a] for a in axes)
     lp = lp.transpose(batch + order).reshape(*shape, classes)
@@ -190,10 +187,13 @@ def softmax_cross_entropy_with_integer_labels(
             f"{name}: labels have shape {labels.shape}, but logits of shape {x.shape} with "
             f"axis={axis} need {shape}."
         ) from None
+    # An int8 label must not be compared with a number of classes that int8 does not hold.
+    labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     inside = (labels >= 0) & (labels < classes)
     index = jnp.where(inside, labels, 0)[..., None]
     chosen = jnp.take_along_axis(lp, index, axis=-1)[..., 0]
-    return jnp.where(inside, -chosen, math.nan)
+    loss = jnp.where(inside, -chosen, math.nan)
+    return loss if mask is None else jnp.where(jnp.any(mask, axes), loss, 0)
 
 
 def _check_classes(name, x, axes):

@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .._numerics import (
@@ -23,12 +25,14 @@ from .._zmul import zmul
 from ..ops import safe_div, sigmoid
 
 
-def _errors(name: str, predictions: ArrayLike, targets: ArrayLike | None) -> jax.Array:
-    """Return predictions - targets, saturated, after checking that the shapes are equal."""
+def _errors(
+    name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
+) -> jax.Array:
+    """Return predictions - targets, saturated; the shapes must be equal or, if asked, broadcast."""
     if targets is None:
         return promote(name, predictions)[0]
     p, t = promote(name, predictions, targets)
-    if p.shape != t.shape:
+    if p.shape != t.shape and not broadcast:
         raise ValueError(
             f"{name}: predictions have shape {p.shape} and targets {t.shape}, which would "
             "broadcast example against example; make them equal, with targets[:, None] or "
@@ -44,8 +48,8 @@ def _difference(p, t):
 
 
 def _positive(name: str, option: str, value: Any) -> Any:
-    """Check a Python number; an array cannot be looked at while tracing, and is taken as it is."""
-    if isinstance(value, (int, float)) and not value > 0:
+    """Check a number or array; a traced one cannot be looked at, and is taken as it is."""
+    if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
         raise ValueError(f"{name}: {option} must be > 0, got {value}.")
     return value
 
@@ -168,19 +172,19 @@ def huber_loss(
 
     Args:
       predictions: array of any shape; integers become floats.
-      targets: array of the same shape; default 0.
+      targets: array; broadcasts with `predictions`, as in optax. Default 0.
       delta: positive number, or an array that broadcasts.
 
     Returns:
       Loss per element, in the promoted dtype.
 
     Raises:
-      ValueError: the shapes differ, or `delta` is a number that is not positive.
+      ValueError: the shapes do not broadcast, or `delta` is a number that is not positive.
       TypeError: complex input.
 
     Reference: Huber 1964, doi:10.1214/aoms/1177703732; signature of `optax.losses.huber_loss`.
     """
-    e = _errors("huber_loss", predictions, targets)
+    e = _errors("huber_loss", predictions, targets, broadcast=True)
     return _huber(*promote("huber_loss", e, _positive("huber_loss", "delta", delta)))
 
 
@@ -213,18 +217,18 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
 
     Args:
       predictions: array of any shape; integers become floats.
-      targets: array of the same shape; default 0.
+      targets: array; broadcasts with `predictions`, as in optax. Default 0.
 
     Returns:
       Loss per element, in the promoted dtype.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes do not broadcast.
       TypeError: complex input.
 
     Reference: same signature as `optax.losses.log_cosh`.
     """
-    return _log_cosh(_errors("log_cosh", predictions, targets))
+    return _log_cosh(_errors("log_cosh", predictions, targets, broadcast=True))
 
 
 def _rational_slope(out, r, *, i, j):

@@ -27,9 +27,10 @@ def _options(name: str, x: jax.Array, floor: float | None, extend: str, default:
             f"{name}: floor must be a Python number, fixed at trace time, got {floor!r}; "
             "for a bound that varies use jnp.maximum(x, bound)."
         ) from None
-    if not floor >= default:
+    if not default <= floor <= largest(x.dtype):
         raise ValueError(
-            f"{name}: floor must be at least {default:g}, the boundary in {x.dtype}, got {floor}."
+            f"{name}: floor must be finite and at least {default:g}, the boundary in {x.dtype}, "
+            f"got {floor}."
         )
     return {"floor": floor, "linear": extend == "linear"}
 
@@ -167,7 +168,10 @@ def _slope_of_exp(out, x):
 
 @total(_slope_of_exp)
 def _safe_exp(x):
-    y = jnp.exp(widen(x))
+    z = widen(x)
+    # XLA's exp is up to 5.5 ulp off in the last unit before it overflows, and 1 ulp below.
+    last = z > math.log(largest(z.dtype)) - 1
+    y = jnp.exp(jnp.where(last, z - 1, z)) * jnp.where(last, math.e, 1)
     return jnp.where(x == inf, inf, narrow(y, x.dtype))
 
 
@@ -386,7 +390,9 @@ def safe_rsqrt(
     lambda out, x, y: jnp.where(saturated(out), 0, power_dy(x, y)),
 )
 def _safe_pow(x, y):
-    dtype, nan_in = jnp.result_type(x, y), jnp.isnan(x) | jnp.isnan(y)
+    # Sums with zeros give both arguments one shape and one sharding, which the selects need.
+    x, y = x + jnp.zeros_like(y), y + jnp.zeros_like(x)
+    dtype, nan_in = x.dtype, jnp.isnan(x) | jnp.isnan(y)
     x, y = flush(widen(x)), flush(widen(y))
     outside = (x == 0) | ((x < 0) & (jnp.floor(y) != y))
     q = jnp.power(jnp.where(outside | nan_in, 1, x), jnp.where(nan_in, 1, y))

@@ -76,8 +76,8 @@ def _power_dy(out, x, y, *, p, k):
 
 @total(_power_dx, _power_dy)
 def _power(x, y, *, p, k):
-    dtype, shape = jnp.result_type(x, y), jnp.broadcast_shapes(x.shape, y.shape)
-    x, y = (flush(widen(jnp.broadcast_to(a, shape))) for a in (x, y))
+    dtype = x.dtype
+    x, y = (flush(widen(a)) for a in (x + jnp.zeros_like(y), y + jnp.zeros_like(x)))
     zero = x == 0
     base = jnp.where(zero, 1, abs(x))
     # Two roots, with the factor between them: x^(y-k) may underflow where P x^(y-k) does not.

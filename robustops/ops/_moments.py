@@ -1,6 +1,7 @@
 """Mean and standard deviation over what takes part."""
 
 import math
+import operator
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from .._numerics import cast, largest, narrow, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._norms import scaled, unit
-from ._reduce import Axis, count_of, keep, pair, prepare, sum_of
+from ._reduce import Axis, count_of, finish, keep, pair, prepare, sum_of
 
 inf = math.inf
 nan = math.nan
@@ -31,7 +32,9 @@ def _mean(x, mask=None, *, axis):
     n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
     big = abs(z) > largest(z.dtype) / (2 * n)
     small = sum_of(jnp.where(big, 0, z), axis) / count
-    return (small + sum_of(jnp.where(big, z, 0) / n, axis) / count * n).astype(x.dtype)
+    rest = sum_of(jnp.where(big, z, 0) / n, axis)  # finite where every element is
+    y = small + rest / count * n
+    return jnp.where(jnp.isfinite(rest), narrow(y, x.dtype), rest.astype(x.dtype))
 
 
 @op(
@@ -41,6 +44,7 @@ def _mean(x, mask=None, *, axis):
     conditioning=lambda mp, x: (mp.fsum(abs(v) for v in x) / len(x), 0),
     edges=[
         (([1.0, 2.0],), 1.5, [0.5, 0.5]),
+        ((lambda i: [float(i.max)] * 7,), lambda i: float(i.max), [1 / 7] * 7),
         (([inf, 1.0],), inf, [0.5, 0.5]),
         (([nan, 1.0],), nan, None),
     ],
@@ -81,8 +85,7 @@ def safe_mean(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_mean", x, axis, where, dtype)
-    m = _mean(*arrays, axis=axes)
-    return m if keepdims else jnp.squeeze(m, axes)
+    return finish(_mean(*arrays, axis=axes), axes, keepdims, dtype)
 
 
 @op(
@@ -95,6 +98,11 @@ def safe_mean(
     conditioning=lambda mp, x: (0, 1 / mp.sqrt(len(x))),
     edges=[
         (([1.0, 3.0],), 1.0, [-0.5, 0.5]),
+        (
+            (lambda i: [float(i.max) / 2, -float(i.max) / 2],),
+            lambda i: float(i.max) / 2,
+            [0.5, -0.5],
+        ),
         (([2.0, 2.0],), 0.0, [0.0, 0.0]),
         (([5.0],), 0.0, [0.0]),
         (([inf, 1.0],), inf, None),
@@ -140,8 +148,11 @@ def safe_std(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_std", x, axis, where, dtype)
-    y = _std(*arrays, axis=axes, ddof=ddof)
-    return y if keepdims else jnp.squeeze(y, axes)
+    try:
+        ddof = operator.index(ddof)
+    except TypeError:
+        raise TypeError(f"safe_std: ddof must be an int, got {ddof!r}.") from None
+    return finish(_std(*arrays, axis=axes, ddof=ddof), axes, keepdims, dtype)
 
 
 def _root_of_count(x, mask, axis, ddof):

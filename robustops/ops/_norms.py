@@ -11,7 +11,7 @@ from .._numerics import cast, largest, narrow, power_of_two, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._families import reciprocal
-from ._reduce import Axis, count_of, keep, lone_top, pair, prepare, sum_of
+from ._reduce import Axis, count_of, finish, keep, lone_top, pair, prepare, sum_of
 
 inf = math.inf
 nan = math.nan
@@ -91,6 +91,8 @@ def _length(x, mask=None, *, axis, centre):
     domain=[(-inf, inf)],
     edges=[
         (([3.0, 4.0],), 5.0, [0.6, 0.8]),
+        ((lambda i: [float(i.max), 0.0],), lambda i: float(i.max), None),
+        ((lambda i: [float(i.max) * 0.75, 0.0],), lambda i: float(i.max) * 0.75, [1.0, 0.0]),
         (([0.0, 0.0],), 0.0, [0.0, 0.0]),
         (([inf, 1.0],), inf, [1.0, 0.0]),
         (([nan, 1.0],), nan, None),
@@ -134,8 +136,7 @@ def safe_norm(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_norm", x, axis, where, dtype)
-    n = _length(*arrays, axis=axes, centre=False)
-    return n if keepdims else jnp.squeeze(n, axes)
+    return finish(_length(*arrays, axis=axes, centre=False), axes, keepdims, dtype)
 
 
 @op(
@@ -145,6 +146,7 @@ def safe_norm(
     edges=[
         (([3.0, 4.0],), [0.6, 0.8], [[0.128, -0.096], [-0.096, 0.072]]),
         (([0.0, 0.0],), [0.0, 0.0], [[0.0, 0.0], [0.0, 0.0]]),
+        ((lambda i: [float(i.max), 0.0],), [1.0, 0.0], None),
         (([inf, 1.0],), [1.0, 0.0], None),
         (([nan, 1.0],), [nan, nan], None),
     ],
@@ -177,4 +179,4 @@ def safe_normalize(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_normalize", x, axis, where, dtype)
-    return unit(*arrays, axis=axes, centre=False)
+    return finish(unit(*arrays, axis=axes, centre=False), axes, True, dtype)

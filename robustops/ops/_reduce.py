@@ -4,10 +4,11 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import broadcast_mask, normalize_axes, promote
+from .._numerics import broadcast_mask, narrow, normalize_axes, promote
 
 inf = math.inf
 Axis = int | Sequence[int] | None
@@ -19,9 +20,18 @@ def prepare(name: str, x: ArrayLike, axis: Axis, where: ArrayLike | None, dtype:
     if dtype is not None:
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(f"{name}: dtype must be a real floating dtype, got {dtype}.")
-        x = x.astype(dtype)
+        # A wider dtype computes; a narrower one is only for the result, see `finish`.
+        if jnp.finfo(dtype).bits > jnp.finfo(x.dtype).bits:
+            x = x.astype(dtype)
     mask = broadcast_mask(name, where, x.shape)
     return (x,) if mask is None else (x, mask), normalize_axes(name, axis, x.ndim)
+
+
+def finish(y: jax.Array, axes: tuple[int, ...], keepdims: bool, dtype: Any) -> jax.Array:
+    """Return the result of a reduction in `dtype`, saturated, with or without the axes."""
+    if dtype is not None:
+        y = jnp.where(jnp.isinf(y), y.astype(dtype), narrow(y, dtype))
+    return y if keepdims else jnp.squeeze(y, axes)
 
 
 def keep(x, mask, fill=0.0):

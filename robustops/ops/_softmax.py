@@ -1,5 +1,6 @@
 """Log-sum-exp and softmax made total, and right where one entry dominates."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, promote, saturated, widen
+from .._numerics import cast, largest, narrow, power_of_two, promote, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
+from ._elementwise import safe_exp
 from ._reduce import Axis, count_of, keep, lone_top, max_of, pair, prepare, sum_of
 
 inf = math.inf
@@ -43,9 +45,8 @@ def _lost_in_difference(a, b, d):
 
 
 def _rule_logsumexp(out, arrays, tangents, *, axis, keepdims):
-    x, *mask = arrays
-    p = _softmax(x, *mask, axis=axis)
-    return sum_of(zmul(p, tangents[0]), axis, keepdims)
+    t = widen(tangents[0])
+    return sum_of(zmul(_wide_softmax(arrays, axis), t), axis, keepdims).astype(out.dtype)
 
 
 @total(jvp=_rule_logsumexp)
@@ -100,7 +101,8 @@ def logsumexp(
     Args:
       a: real array.
       axis: axis or axes to reduce; None means all.
-      b: factors of the exponentials, broadcast to `a`; may be negative with `return_sign=True`.
+      b: factors of the exponentials; `a` and `b` broadcast. Where the sum is negative the result is
+        NaN, unless `return_sign=True`; where it cancels to 0, the smallest finite number.
       keepdims: keep the reduced axes with size 1.
       return_sign: also return the sign of the sum, and the logarithm of its magnitude.
       where: boolean, True takes part; broadcast to `a`.
@@ -119,19 +121,63 @@ def logsumexp(
             return y
         return y, jnp.where(jnp.isnan(y), y, jnp.where(y > -largest(y.dtype), 1, 0).astype(y.dtype))
     x, b = jnp.broadcast_arrays(*promote("logsumexp", a, b))
-    arrays, axes = prepare("logsumexp", x, axis, where)
-    mask = (b != 0) if len(arrays) == 1 else (b != 0) & arrays[1]
-    # b exp(a) = sign(b) exp(a + log|b|): two sums of positive terms.
-    terms = x + jnp.log(jnp.where(mask, abs(b), 1))
-    up = _logsumexp(terms, mask & (b > 0), axis=axes, keepdims=bool(keepdims))
-    down = _logsumexp(terms, mask & (b < 0), axis=axes, keepdims=bool(keepdims))
-    top, low = jnp.maximum(up, down), jnp.minimum(up, down)
-    gap = jnp.where(top == low, -1, low - top)
-    y = jnp.where(top == low, -largest(x.dtype), top + jnp.log1p(-jnp.exp(gap)))
-    sign = jnp.where(top == low, 0, jnp.where(up > down, 1, -1)).astype(x.dtype)
-    if return_sign:
-        return y, sign
-    return jnp.where(sign < 0, nan, y)
+    (_, *mask), axes = prepare("logsumexp", x, axis, where)
+    y = _logsumexp_of_terms(x, b, *mask, axis=axes)
+    _, sign = _signed_sum(x, b, *mask, axis=axes)
+    if not return_sign:
+        y, sign = jnp.where(sign < 0, nan, y), None
+    if not keepdims:
+        y, sign = (None if v is None else jnp.squeeze(v, axes) for v in (y, sign))
+    return y if sign is None else (y, sign)
+
+
+def _signed_sum(x, b, mask=None, *, axis):
+    """Return log|sum b exp(x)| and the sign of the sum, with kept axes."""
+    z, b = widen(x), widen(b)
+    part = b != 0 if mask is None else mask & (b != 0)
+    z, b = jnp.where(part, z, -inf), jnp.where(part, b, 0)
+    m = max_of(z, axis)
+    shift = jnp.where(jnp.isfinite(m), m, 0)
+    s = _largest_factor(b, axis)
+    # Terms near the largest are 1 + expm1: where the factors cancel, the small parts remain.
+    d = jnp.where(z == m, 0, z - shift)
+    near = (d > -0.5) & part & (z > -inf)
+    f = b / s
+    r = sum_of(jnp.where(near, f, 0), axis)
+    r = r + sum_of(zmul(f, jnp.where(near, jnp.expm1(d), jnp.where(z > -inf, jnp.exp(d), 0))), axis)
+    zero = r == 0
+    y = narrow(shift + (jnp.log(jnp.where(zero, 1, abs(r))) + jnp.log(s)), x.dtype)
+    y = jnp.where(jnp.isfinite(m), jnp.where(zero, -largest(x.dtype), y), m.astype(x.dtype))
+    y = jnp.where(sum_of(part.astype(jnp.int32), axis) == 0, -largest(x.dtype), y)
+    return jnp.where(jnp.isnan(r), nan, y), jax.lax.stop_gradient(jnp.sign(r)).astype(x.dtype)
+
+
+def _largest_factor(b, axis):
+    return power_of_two(jnp.max(abs(b), axis=axis, keepdims=True, initial=0))
+
+
+def _rule_of_terms(out, arrays, tangents, *, axis):
+    x, b, *mask = arrays
+    _, sign = _signed_sum(x, b, *mask, axis=axis)
+    alive = (sign != 0) & ~jnp.isinf(out)
+    f = widen(keep(b, mask[0] if mask else None))
+    s = _largest_factor(f, axis)
+    # d/da = b exp(a) / sum, d/db = exp(a) / sum, and exp(a) / |sum| = exp(a - out).
+    weight = safe_exp(widen(x) + jnp.log(s) - widen(jnp.where(alive, out, 0)))
+    weight = jnp.where(alive, weight * widen(sign), 0)
+    if mask:
+        weight = jnp.where(mask[0], weight, 0)
+    parts = [
+        zmul(narrow(slope, out.dtype), t)
+        for slope, t in zip((zmul(weight, f / s), weight / s), tangents[:2], strict=True)
+        if t is not None
+    ]
+    return sum_of(functools.reduce(jnp.add, parts), axis)
+
+
+@total(jvp=_rule_of_terms)
+def _logsumexp_of_terms(x, b, mask=None, *, axis):
+    return _signed_sum(x, b, *(() if mask is None else (mask,)), axis=axis)[0]
 
 
 def _centred_tangent(x, mask, t, axis):
@@ -145,9 +191,15 @@ def _centred_tangent(x, mask, t, axis):
     return keep(jnp.where(lone, 0, t - sum_of(jnp.where(lone, t, 0), axis)), mask)
 
 
+def _wide_softmax(arrays, axis):
+    """The softmax in working precision: weights rounded to 16 bits do not sum to 1."""
+    x, *mask = arrays
+    return _softmax(widen(x), *mask, axis=axis)
+
+
 def _rule_softmax(out, arrays, tangents, *, axis):
     t = _centred_tangent(*pair(arrays), tangents[0], axis)
-    p = widen(out)
+    p = _wide_softmax(arrays, axis)
     return zmul(p, t - sum_of(zmul(p, t), axis)).astype(out.dtype)
 
 
@@ -206,7 +258,7 @@ def _rule_log_softmax(out, arrays, tangents, *, axis):
     t = _centred_tangent(x, mask, tangents[0], axis)
     # A row without a maximum, all -inf, is constant.
     alive = max_of(keep(x, mask, -inf), axis) != -inf
-    p = widen(_softmax(*arrays, axis=axis))
+    p = _wide_softmax(arrays, axis)
     d = (t - sum_of(zmul(p, t), axis)).astype(out.dtype)
     return keep(jnp.where(alive & ~saturated(out), d, 0), mask)
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import optax
 from jax.core import Tracer
 
@@ -27,6 +28,24 @@ def check_number(where: str, name: str, value: Any, *, zero: bool = False) -> No
         raise TypeError(f"{where}: {name} must be a number {bound}, got {value!r}")
     if not (value >= 0 if zero else value > 0):
         raise ValueError(f"{where}: {name} must be {bound}, got {value}")
+
+
+def check_count(where: str, name: str, value: Any) -> None:
+    """Refuses a value that is not an integer >= 1; traced values pass."""
+    if isinstance(value, Tracer):
+        return
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value.__index__() < 1:
+        raise ValueError(f"{where}: {name} must be an integer >= 1, got {value!r}")
+
+
+def check_same_leaves(updates: Any, params: Any) -> None:
+    """Refuses gradients that do not have one leaf for each parameter."""
+    given, wanted = len(jax.tree.leaves(updates)), len(jax.tree.leaves(params))
+    if given != wanted:
+        raise ValueError(
+            f"update: the gradients have {given} leaves and the parameters {wanted}; pass the"
+            " parameters that were differentiated, filtered alike (a None has no leaf)"
+        )
 
 
 def check_params(where: str, params: Any) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from robustops.optim._checks import check_number, check_params
+from robustops.optim._checks import check_number, check_params, check_same_leaves
 from robustops.optim._norms import (
     Norm,
     float_leaves,
@@ -133,6 +133,7 @@ def unit_limits(
 
 def params_of(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
     """The parameters that belong to the floating leaves of `updates`, in order."""
+    check_same_leaves(updates, params)
     pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
     return [jnp.asarray(p) for u, p in pairs if is_float(u)]
 

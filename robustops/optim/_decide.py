@@ -10,6 +10,7 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
+from robustops.optim._checks import check_same_leaves
 from robustops.optim._norms import is_float
 
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -81,6 +82,7 @@ def _updates_finite(updates: optax.Updates, params: optax.Params | None) -> list
     leaves = [jnp.asarray(u) for u in jax.tree.leaves(updates)]
     if params is None:
         return [jnp.isfinite(u) for u in leaves if is_float(u)]
+    check_same_leaves(updates, params)
     pairs = zip(leaves, map(jnp.asarray, jax.tree.leaves(params)), strict=True)
     return [_arrives(u, p) for u, p in pairs if is_float(u) or is_float(p)]
 

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from robustops.optim._checks import check_inner, check_number, check_params
+from robustops.optim._checks import check_count, check_inner, check_number, check_params
 from robustops.optim._clip import as_float32, count_if, params_of, unit_limits
 from robustops.optim._decide import AxisName, all_shards, decide
 from robustops.optim._norms import (
@@ -89,10 +89,10 @@ def skip_nonfinite(
 
     Raises:
         TypeError: `inner` is not a transformation.
-        ValueError: `max_consecutive` is not > 0.
+        ValueError: `max_consecutive` is not an integer >= 1.
     """
     tx = check_inner("skip_nonfinite", inner)
-    check_number("skip_nonfinite", "max_consecutive", max_consecutive)
+    check_count("skip_nonfinite", "max_consecutive", max_consecutive)
 
     def init(params: optax.Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(tx.init(params), *_no_steps())
@@ -166,7 +166,7 @@ def guard(
         if value is not None:
             check_number("guard", name, value)
     check_number("guard", "eps", eps, zero=True)
-    check_number("guard", "max_consecutive", max_consecutive)
+    check_count("guard", "max_consecutive", max_consecutive)
 
     def init(params: optax.Params) -> GuardState:
         counters = _no_steps()
