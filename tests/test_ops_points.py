@@ -170,7 +170,7 @@ def test_result_dtype():
         ([1.0, 2.0], [3.0, 4.0]), ([1.0, 2.0], [-3.0, 1.0]), ([1e-9, 0.0], [1.0, -1.0]),
         ([1e-4, 0.0], [1.0, -1.0]), ([1.0, 2.0], [0.0, 1.0]), ([1000.0, 2.0], [-3e37, 1.0]),
         ([1.0, 2.0], [1e-30, 1e-30]), ([-inf, 2.0], [1.0, 1.0]), ([1.0, 2.0], [jnp.nan, 1.0]),
-        ([-inf, -inf], [1.0, 2.0]), ([0.0, -100.0], [1e-10, 1.0]),
+        ([-inf, -inf], [1.0, 2.0]), ([0.0, -60.0], [1e-10, 1.0]),
     ],
 )  # fmt: skip
 def test_logsumexp_with_factors(a, b):
@@ -183,15 +183,15 @@ def test_logsumexp_with_factors(a, b):
         assert np.isnan(value) if mpmath.isnan(total) else value == -inf
         return
     assert sign == float(mpmath.sign(total))
-    # What cancels in the sum is lost in relative, hence in the logarithm's absolute, precision.
-    lost = float(mpmath.fsum(abs(t) for t in terms) / abs(total)) if a[0] - a[1] > 0.5 else 1
+    # What cancels in the sum is lost in the logarithm's absolute precision, unless factors cancel.
+    lost = 1 if b.sum() == 0 else float(mpmath.fsum(abs(t) for t in terms) / abs(total))
     want = float(mpmath.log(abs(total)))
-    np.testing.assert_allclose(value, want, rtol=3e-7, atol=3e-7 * lost)
+    np.testing.assert_allclose(value, want, rtol=3e-7, atol=2e-7 * lost)
     slopes = jax.grad(lambda *v: ro.logsumexp(v[0], b=v[1], return_sign=True)[0], (0, 1))(a, b)
     for k in (0, 1):
-        np.testing.assert_allclose(slopes[0][k], float(terms[k] / total), rtol=1e-4, atol=1e-30)
+        np.testing.assert_allclose(slopes[0][k], float(terms[k] / total), rtol=1e-5, atol=1e-30)
         by_factor = mpmath.exp(float(a[k])) / total
-        np.testing.assert_allclose(slopes[1][k], min(float(by_factor), TOP), rtol=1e-4, atol=1e-38)
+        np.testing.assert_allclose(slopes[1][k], min(float(by_factor), TOP), rtol=1e-5, atol=1e-38)
 
 
 def test_where_masks_the_gradient_whatever_is_masked():

@@ -12,6 +12,7 @@ from .._numerics import cast, largest, narrow, power_of_two, promote, saturated,
 from .._spec import op, total
 from .._zmul import zmul
 from ._elementwise import safe_exp
+from ._families import reciprocal
 from ._reduce import Axis, count_of, keep, lone_top, max_of, pair, prepare, sum_of
 
 inf = math.inf
@@ -123,53 +124,40 @@ def logsumexp(
     x, b = jnp.broadcast_arrays(*promote("logsumexp", a, b))
     (_, *mask), axes = prepare("logsumexp", x, axis, where)
     y = _logsumexp_of_terms(x, b, *mask, axis=axes)
-    _, sign = _signed_sum(x, b, *mask, axis=axes)
+    sign = jax.lax.stop_gradient(jnp.sign(_scaled_sum(x, b, *mask, axis=axes)[0])).astype(x.dtype)
     if not return_sign:
-        y, sign = jnp.where(sign < 0, nan, y), None
-    if not keepdims:
-        y, sign = (None if v is None else jnp.squeeze(v, axes) for v in (y, sign))
-    return y if sign is None else (y, sign)
+        y = jnp.where(sign < 0, nan, y)
+        return y if keepdims else jnp.squeeze(y, axes)
+    return (y, sign) if keepdims else (jnp.squeeze(y, axes), jnp.squeeze(sign, axes))
 
 
-def _signed_sum(x, b, mask=None, *, axis):
-    """Return log|sum b exp(x)| and the sign of the sum, with kept axes."""
+def _scaled_sum(x, b, mask=None, *, axis):
+    """Return r, m and s of sum b exp(x) = r s exp(m): r of order 1, m the largest x, s a power."""
     z, b = widen(x), widen(b)
     part = b != 0 if mask is None else mask & (b != 0)
     z, b = jnp.where(part, z, -inf), jnp.where(part, b, 0)
-    m = max_of(z, axis)
-    shift = jnp.where(jnp.isfinite(m), m, 0)
-    s = _largest_factor(b, axis)
+    m = jax.lax.stop_gradient(max_of(z, axis))
+    s = power_of_two(jnp.max(abs(b), axis=axis, keepdims=True, initial=0))
     # Terms near the largest are 1 + expm1: where the factors cancel, the small parts remain.
-    d = jnp.where(z == m, 0, z - shift)
-    near = (d > -0.5) & part & (z > -inf)
+    d = z - jnp.where(jnp.isfinite(m), m, 0)
+    near = (d > -0.5) & (z > -inf)
     f = b / s
     r = sum_of(jnp.where(near, f, 0), axis)
-    r = r + sum_of(zmul(f, jnp.where(near, jnp.expm1(d), jnp.where(z > -inf, jnp.exp(d), 0))), axis)
-    zero = r == 0
-    y = narrow(shift + (jnp.log(jnp.where(zero, 1, abs(r))) + jnp.log(s)), x.dtype)
-    y = jnp.where(jnp.isfinite(m), jnp.where(zero, -largest(x.dtype), y), m.astype(x.dtype))
-    y = jnp.where(sum_of(part.astype(jnp.int32), axis) == 0, -largest(x.dtype), y)
-    return jnp.where(jnp.isnan(r), nan, y), jax.lax.stop_gradient(jnp.sign(r)).astype(x.dtype)
-
-
-def _largest_factor(b, axis):
-    return power_of_two(jnp.max(abs(b), axis=axis, keepdims=True, initial=0))
+    small = jnp.where(near, jnp.expm1(d), jnp.where(z > -inf, jnp.exp(d), 0))
+    return r + sum_of(zmul(f, small), axis), m, s
 
 
 def _rule_of_terms(out, arrays, tangents, *, axis):
     x, b, *mask = arrays
-    _, sign = _signed_sum(x, b, *mask, axis=axis)
-    alive = (sign != 0) & ~jnp.isinf(out)
-    f = widen(keep(b, mask[0] if mask else None))
-    s = _largest_factor(f, axis)
-    # d/da = b exp(a) / sum, d/db = exp(a) / sum, and exp(a) / |sum| = exp(a - out).
-    weight = safe_exp(widen(x) + jnp.log(s) - widen(jnp.where(alive, out, 0)))
-    weight = jnp.where(alive, weight * widen(sign), 0)
+    r, m, s = _scaled_sum(x, b, *mask, axis=axis)
+    # d/da = b exp(a) / sum and d/db = exp(a) / sum, 0 where the sum is 0.
+    weight = zmul(safe_exp(widen(x) - jnp.where(jnp.isfinite(m), m, 0)), reciprocal(r))
+    b = widen(b)
     if mask:
-        weight = jnp.where(mask[0], weight, 0)
+        weight, b = jnp.where(mask[0], weight, 0), jnp.where(mask[0], b, 0)
     parts = [
         zmul(narrow(slope, out.dtype), t)
-        for slope, t in zip((zmul(weight, f / s), weight / s), tangents[:2], strict=True)
+        for slope, t in zip((zmul(weight, b / s), weight / s), tangents[:2], strict=True)
         if t is not None
     ]
     return sum_of(functools.reduce(jnp.add, parts), axis)
@@ -177,7 +165,13 @@ def _rule_of_terms(out, arrays, tangents, *, axis):
 
 @total(jvp=_rule_of_terms)
 def _logsumexp_of_terms(x, b, mask=None, *, axis):
-    return _signed_sum(x, b, *(() if mask is None else (mask,)), axis=axis)[0]
+    r, m, s = _scaled_sum(x, b, *(() if mask is None else (mask,)), axis=axis)
+    log = jnp.log(jnp.where(r == 0, 1, abs(r))) + jnp.log(s)
+    y = narrow(jnp.where(jnp.isfinite(m), m, 0) + log, x.dtype)
+    y = jnp.where(jnp.isinf(m) & ~jnp.isnan(r), m.astype(x.dtype), y)
+    part = b != 0 if mask is None else mask & (b != 0)
+    nothing = ~jnp.any(part, axis, keepdims=True) | ((r == 0) & jnp.isfinite(m))
+    return jnp.where(nothing, -largest(x.dtype), y)
 
 
 def _centred_tangent(x, mask, t, axis):
