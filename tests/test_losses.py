@@ -97,6 +97,8 @@ def test_errors_agree_with_optax(name):
     for k in (0, 1):
         got, want = (jax.grad(lambda *a, f=f: f(*a).sum(), k)(p, t) for f in (ours, theirs))
         np.testing.assert_allclose(got, want, rtol=2e-6, atol=1e-6)
+    if name != "squared_error":  # optax broadcasts these two
+        np.testing.assert_allclose(ours(p, t[:1]), theirs(p, t[:1]), rtol=2e-6, atol=1e-7)
 
 
 def test_cross_entropies_agree_with_optax():
@@ -111,7 +113,7 @@ def test_cross_entropies_agree_with_optax():
         ours, theirs = getattr(losses, name), getattr(peer, name)
         np.testing.assert_allclose(ours(*args, **options), theirs(*args, **options), rtol=5e-6)
         got, want = (
-            jax.grad(lambda v, f=f: f(v, *args[1:], **options).sum())(args[0])
+            jax.jit(jax.grad(lambda v, f=f: f(v, *args[1:], **options).sum()))(args[0])
             for f in (ours, theirs)
         )
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=2e-7)
@@ -261,7 +263,7 @@ def test_huber_by_delta():
     assert losses.huber_loss(jnp.asarray(5.0), delta=2) == 8
 
 
-@pytest.mark.parametrize("name", [*OF_ERROR, "mean_squared_error"])
+@pytest.mark.parametrize("name", ["squared_error", "geman_mcclure", "mean_squared_error"])
 def test_unequal_shapes_are_an_error(name):
     with pytest.raises(
         ValueError, match=rf"{name}: predictions have shape \(8, 1\) and targets \(8,\)"

@@ -311,8 +311,9 @@ class RobustScaler(_Scaler):
 
     Args:
       max_sigmas: None, or a number > 0: cells more than this many scales from the median count as
-        missing, as NaN does: `transform` imputes them and `missing(x)` marks them. 10 keeps every
-        cell of any ordinary distribution.
+        missing, as NaN does: `transform` imputes them and `missing(x)` marks them. Real features
+        have long tails: beyond 10 lie 0.1% of scikit-learn's breast_cancer cells and 0.5% of its
+        digits cells; the benchmark takes 30.
 
     Raises:
       ValueError: max_sigmas is not > 0.
