@@ -247,9 +247,9 @@ def output_bias():
     """Output bias that saturates the sigmoid at the start.
 
     Told: a large bias stops learning. Measured: from probabilities it kills, at 20 already. From
-    logits, the remedy, the bias walks back by one learning rate a step: at 20 it mostly arrives, at 100
-    the other weights make good two thirds, from 1e4 nothing is learned. The audit of the robustops
-    arm sets such a bias to 0: the stress is removed.
+    logits, the remedy, the bias walks back by one learning rate a step: at 20 it mostly arrives, at
+    100 the other weights make good two thirds, from 1e4 nothing is learned. The audit of the
+    robustops arm sets such a bias to 0: the stress is removed.
     """
 
     def data(seed: int, values: Values) -> Split:
