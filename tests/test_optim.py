@@ -589,7 +589,9 @@ def test_bad_arguments_say_what_is_wrong():
         optim.clip_by_global_norm(float("nan"))
     with pytest.raises(TypeError, match=r"clip_by_global_norm: max_norm must be a number"):
         optim.clip_by_global_norm("1")  # pyright: ignore[reportArgumentType]
-    for name in ("max_norm", "clipping", "max_relative_update", "max_consecutive"):
+    with pytest.raises(ValueError, match="guard: max_consecutive must be an integer >= 1, got 0"):
+        optim.guard(optax.sgd(1.0), max_consecutive=0)
+    for name in ("max_norm", "clipping", "max_relative_update"):
         with pytest.raises(ValueError, match=rf"guard: {name} must be > 0, got 0"):
             optim.guard(optax.sgd(1.0), **{name: 0})
     with pytest.raises(ValueError, match=r"guard: eps must be >= 0, got -1"):

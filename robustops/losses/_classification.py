@@ -5,12 +5,24 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import broadcast_mask, cast, largest, narrow, normalize_axes, promote, widen
+from .._numerics import (
+    broadcast_mask,
+    cast,
+    largest,
+    narrow,
+    normalize_axes,
+    promote,
+    saturated,
+    widen,
+)
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_log, safe_log1p, sigmoid
+from ..ops._reduce import settle
+from ..ops._softmax import rule_softmax, shifted_exp
 
 
 @total(
@@ -174,12 +186,14 @@ def softmax_cross_entropy_with_integer_labels(
     axes = normalize_axes(name, axis, x.ndim)
     _check_classes(name, x, axes)
     mask = _class_mask(name, where, x, axes)
-    lp = jnp.maximum(log_softmax(x, axes, mask), -largest(x.dtype))
     batch = tuple(a for a in range(x.ndim) if a not in axes)
     order = tuple(a % x.ndim for a in axis) if isinstance(axis, Sequence) else axes
     shape = tuple(x.shape[a] for a in batch)
     classes = math.prod(x.shape[a] for a in axes)
-    lp = lp.transpose(batch + order).reshape(*shape, classes)
+    arrays = [
+        v.transpose(batch + order).reshape(*shape, classes)
+        for v in ([x] if mask is None else [x, mask])
+    ]
     try:
         labels = jnp.broadcast_to(labels, shape)
     except ValueError:
@@ -190,10 +204,46 @@ def softmax_cross_entropy_with_integer_labels(
     # An int8 label must not be compared with a number of classes that int8 does not hold.
     labels = labels.astype(jnp.promote_types(labels.dtype, jnp.int32))
     inside = (labels >= 0) & (labels < classes)
-    index = jnp.where(inside, labels, 0)[..., None]
-    chosen = jnp.take_along_axis(lp, index, axis=-1)[..., 0]
-    loss = jnp.where(inside, -chosen, math.nan)
-    return loss if mask is None else jnp.where(jnp.any(mask, axes), loss, 0)
+    chosen = jnp.where(inside, labels, 0)[..., None]
+    loss = jnp.where(inside, _class_cross_entropy(arrays[0], chosen, *arrays[1:]), math.nan)
+    return loss if mask is None else jnp.where(jnp.any(arrays[1], -1), loss, 0)
+
+
+def _class_terms(x, label, mask):
+    """Return m - x_y, exp(x_y - m), the sum of the other exp(x_j - m), those, and where j = y."""
+    z = widen(x if mask is None else jnp.where(mask, x, -math.inf))
+    m, e = shifted_exp(z, (-1,))
+    here = lax.broadcasted_iota(label.dtype, x.shape, x.ndim - 1) == label
+    (others,) = settle(jnp.sum(jnp.where(here, 0, e), axis=-1, keepdims=True))
+    gap = m - jnp.take_along_axis(z, label, axis=-1)
+    return gap, jnp.take_along_axis(e, label, axis=-1), others, e, here
+
+
+def _rule_class_slope(out, arrays, tangents):
+    x, _, *mask = arrays
+    return rule_softmax(out, (x, *mask), tangents, axis=(-1,))
+
+
+@total(jvp=_rule_class_slope)
+def _class_slope(x, label, mask=None):
+    """softmax(x) less 1 at the label, there as minus the sum of the other weights."""
+    _, e_label, others, e, here = _class_terms(x, label, mask)
+    p = jnp.where(here, -others, e) / jnp.maximum(others + e_label, 0.5)
+    return cast(p if mask is None else jnp.where(mask, p, 0), x.dtype)
+
+
+def _rule_class_cross_entropy(out, arrays, tangents):
+    slope = jnp.where(saturated(out)[..., None], 0, _class_slope(*arrays))
+    return jnp.sum(zmul(slope, tangents[0]), axis=-1)
+
+
+@total(jvp=_rule_class_cross_entropy)
+def _class_cross_entropy(x, label, mask=None):
+    """(m - x_y) + log(sum_j exp(x_j - m)), from the sum over j != y where y is the largest."""
+    gap, e_label, others, _, _ = _class_terms(x, label, mask)
+    # Where y is not the largest the other terms sum to at least 1: nothing cancels.
+    y = jnp.where(gap == 0, jnp.log1p(others), gap + jnp.log(jnp.maximum(others + e_label, 0.5)))
+    return narrow(y, x.dtype)[..., 0]
 
 
 def _check_classes(name, x, axes):

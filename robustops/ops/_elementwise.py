@@ -218,9 +218,11 @@ def safe_exp(x: ArrayLike, /) -> jax.Array:
     lambda out, x, y, *, fill: jnp.where(saturated(out), 0, ratio(x, y, c=-1.0, k=2)),
 )
 def _safe_div(x, y, *, fill):
-    # In float16 a subnormal y is a number; in float32 XLA takes it for 0 here as in the quotient.
+    # XLA flushes a subnormal float32 in the quotient, but not always in a comparison with 0. (In
+    # float16, computed with as float32, it is a number.)
+    y = flush(widen(y))
     zero = y == 0
-    q = widen(x) / widen(jnp.where(zero, 1, y))
+    q = widen(x) / jnp.where(zero, 1, y)
     q = jnp.where(jnp.isinf(x), cast(q, x.dtype), narrow(q, x.dtype))
     return jnp.where(zero & ~jnp.isnan(x), fill, q)
 

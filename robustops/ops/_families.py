@@ -18,8 +18,9 @@ from .._spec import total
 )
 def _ratio(x, y, *, c, k):
     dtype = jnp.result_type(x, y)
+    y = flush(widen(y))
     zero = y == 0
-    y = widen(jnp.where(zero, 1, y))
+    y = jnp.where(zero, 1, y)
     q = widen(x)
     for _ in range(k):
         # y^k overflows where x / y / y does not. The select keeps XLA from forming x / (y y).

@@ -28,12 +28,12 @@ def _rule_mean(out, arrays, tangents, *, axis):
 def _mean(x, mask=None, *, axis):
     z = widen(keep(x, mask))
     count = count_of(z, mask, axis, least=1)
-    # Two sums in one pass: elements that could overflow a sum of n are scaled down by n.
+    # Two sums in one pass: what of an element could overflow a sum of n is scaled down by n.
     n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
-    big = abs(z) > largest(z.dtype) / (2 * n)
-    small = sum_of(jnp.where(big, 0, z), axis) / count
-    rest = sum_of(jnp.where(big, z, 0) / n, axis)  # finite where every element is
-    y = small + rest / count * n
+    limit = largest(z.dtype) / (2 * n)
+    part = jnp.clip(z, -limit, limit)
+    rest = sum_of((z - part) / n, axis)  # finite where every element is
+    y = sum_of(part, axis) / count + rest / count * n
     return jnp.where(jnp.isfinite(rest), narrow(y, x.dtype), rest.astype(x.dtype))
 
 

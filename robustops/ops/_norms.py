@@ -11,7 +11,7 @@ from .._numerics import cast, largest, narrow, power_of_two, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._families import reciprocal
-from ._reduce import Axis, count_of, finish, keep, lone_top, pair, prepare, sum_of
+from ._reduce import Axis, count_of, finish, keep, pair, prepare, settle, sum_of
 
 inf = math.inf
 nan = math.nan
@@ -53,9 +53,9 @@ def _rule_unit(out, arrays, tangents, *, axis, centre):
     r, smooth = _inverse_length(x, mask, axis, centre)
     # Second derivatives go like 1 / length^2: where that overflows the first goes on as a constant.
     r = jnp.where(smooth, r, jax.lax.stop_gradient(r))
-    u = widen(jnp.where(smooth, out, jax.lax.stop_gradient(out)))
+    (u,) = settle(widen(jnp.where(smooth, out, jax.lax.stop_gradient(out))))
     # At the largest element 1 - u^2 is the sum of the other squares: subtracting would lose them.
-    lone = lone_top(abs(out), axis)
+    lone = u * u > 0.5
     rest = jnp.where(lone, 0, u)
     along = sum_of(zmul(rest, t), axis)
     here = zmul(sum_of(rest * rest, axis), t) - zmul(u, along)

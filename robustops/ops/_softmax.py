@@ -8,53 +8,56 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, power_of_two, promote, saturated, widen
+from .._numerics import largest, narrow, power_of_two, promote, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._elementwise import safe_exp
 from ._families import reciprocal
-from ._reduce import Axis, count_of, keep, lone_top, max_of, pair, prepare, sum_of
+from ._reduce import Axis, count_of, keep, max_of, pair, prepare, settle, sum_of
 
 inf = math.inf
 nan = math.nan
 
 
-def _shifted_exp(x, axis):
-    """Return m = max x, exp(x - m), and the sum of exp(x - m) less 1.
+def shifted_exp(x, axis):
+    """Return m = max x (0 if that is infinite or NaN) and exp(x - m).
 
     exp(x - m) carries a correction for the rounding of x - m, else its error would grow to
-    |x - m| / 2 ulp. The sum is split so that log1p keeps the digits that 1 + s would lose: with k
-    entries at the maximum it is (k - 1) + the rest.
+    |x - m| / 2 ulp. An infinite x counts as the largest finite number.
     """
+    x = jnp.minimum(x, largest(x.dtype))
     m = max_of(x, axis)
-    at_top = (x == m) & (m > -inf)
-    finite = jnp.isfinite(m)
-    shift = jnp.where(finite, m, 0)
-    d = jnp.where(finite, x - shift, -inf)
-    lost = _lost_in_difference(x, shift, d)
-    e = jnp.where(at_top, 1, jnp.exp(d) * (1 + lost))
-    rest = sum_of(jnp.where(at_top, 0, e), axis) + (sum_of(at_top.astype(x.dtype), axis) - 1)
-    return m, e, rest
-
-
-def _lost_in_difference(a, b, d):
-    """The rounding error of d = a - b (Knuth's two-sum), 0 where d is not finite."""
-    a, d = (jnp.where(jnp.isfinite(d), v, 0) for v in (a, d))
-    b = jnp.where(d == a - b, b, 0)
+    m = jnp.where(jnp.isfinite(m), m, 0)
+    # Knuth's two-sum. exp is 0 below -800 in every dtype; bounded there, nothing becomes NaN.
+    d, a = jnp.maximum(x - m, -800), jnp.maximum(x, m - 800)
     v = d - a
-    return (a - (d - v)) - (b + v)
+    lost = (a - (d - v)) - (m + v)
+    return settle(m, jnp.exp(d) * (1 + lost))
+
+
+def log_of_sum(e, axis):
+    """Return log(sum e) for 0 <= e <= 1, at least one of them 1, right where the sum is near 1.
+
+    Below 1.5 only one e is 1, and the sum of the others has the digits that 1 + rest would lose.
+    """
+    rest = sum_of(jnp.where(e == 1, 0, e), axis)
+    e, rest = settle(e, rest)
+    total, rest = settle(sum_of(e, axis), rest)
+    return jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(jnp.maximum(total, 1)))
 
 
 def _rule_logsumexp(out, arrays, tangents, *, axis, keepdims):
     t = widen(tangents[0])
-    return sum_of(zmul(_wide_softmax(arrays, axis), t), axis, keepdims).astype(out.dtype)
+    return sum_of(zmul(wide_softmax(arrays, axis), t), axis, keepdims).astype(out.dtype)
 
 
 @total(jvp=_rule_logsumexp)
 def _logsumexp(x, mask=None, *, axis, keepdims):
-    m, _, rest = _shifted_exp(widen(keep(x, mask, -inf)), axis)
-    y = narrow(jnp.where(jnp.isfinite(m), m, 0) + jnp.log1p(jnp.maximum(rest, 0)), x.dtype)
-    y = jnp.where(jnp.isfinite(m), y, m.astype(x.dtype))
+    z = widen(keep(x, mask, -inf))
+    m, e = shifted_exp(z, axis)
+    y = narrow(m + log_of_sum(e, axis), x.dtype)
+    top = max_of(z, axis)
+    y = jnp.where(jnp.isinf(top), top.astype(x.dtype), y)
     if mask is not None or 0 in x.shape:
         empty = count_of(x, mask, axis) == 0
         y = jnp.where(empty, -largest(x.dtype), y)
@@ -174,34 +177,35 @@ def _logsumexp_of_terms(x, b, mask=None, *, axis):
     return jnp.where(nothing, -largest(x.dtype), y)
 
 
-def _centred_tangent(x, mask, t, axis):
-    """Return t less the tangent of the largest element, 0 at that element.
-
-    The derivative of a softmax depends on differences of tangents only. Taken from the largest
-    element they keep the digits that t - sum(p t) loses where p is near 1. Under a tie p <= 1/2.
-    """
-    t = widen(keep(t, mask))
-    lone = lone_top(keep(x, mask, -inf), axis)
-    return keep(jnp.where(lone, 0, t - sum_of(jnp.where(lone, t, 0), axis)), mask)
-
-
-def _wide_softmax(arrays, axis):
+def wide_softmax(arrays, axis):
     """The softmax in working precision: weights rounded to 16 bits do not sum to 1."""
     x, *mask = arrays
-    return _softmax(widen(x), *mask, axis=axis)
+    return settle(_softmax(widen(x), *mask, axis=axis))[0]
 
 
-def _rule_softmax(out, arrays, tangents, *, axis):
-    t = _centred_tangent(*pair(arrays), tangents[0], axis)
-    p = _wide_softmax(arrays, axis)
-    return zmul(p, t - sum_of(zmul(p, t), axis)).astype(out.dtype)
+def spread(p, t, axis):
+    """Return t - sum(p t) for weights p, without losing digits where one weight is near 1.
+
+    It depends on differences of tangents only. They are taken from the tangent of the entry with
+    p > 1/2, if there is one, so that the 1 - p that it needs is formed from the other weights.
+    """
+    heavy = p > 0.5
+    t = jnp.where(heavy, 0, t - sum_of(jnp.where(heavy, t, 0), axis))
+    return t - sum_of(zmul(p, t), axis)
 
 
-@total(jvp=_rule_softmax)
+def rule_softmax(out, arrays, tangents, *, axis):
+    """The derivative p (t - sum(p t)) of a softmax p along t."""
+    _, mask = pair(arrays)
+    p = wide_softmax(arrays, axis)
+    return zmul(p, spread(p, widen(keep(tangents[0], mask)), axis)).astype(out.dtype)
+
+
+@total(jvp=rule_softmax)
 def _softmax(x, mask=None, *, axis):
-    m, e, rest = _shifted_exp(widen(keep(x, mask, -inf)), axis)
-    e = jnp.where(jnp.isnan(m), nan, e)
-    return keep((e / jnp.maximum(1 + rest, 0.5)).astype(x.dtype), mask)
+    _, e = shifted_exp(widen(keep(x, mask, -inf)), axis)
+    # The sum is 0 if all are -inf, else at least 1.
+    return keep((e / jnp.maximum(sum_of(e, axis), 0.5)).astype(x.dtype), mask)
 
 
 @op(
@@ -248,26 +252,20 @@ def softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) ->
 
 
 def _rule_log_softmax(out, arrays, tangents, *, axis):
-    x, mask = pair(arrays)
-    t = _centred_tangent(x, mask, tangents[0], axis)
-    # A row without a maximum, all -inf, is constant.
-    alive = max_of(keep(x, mask, -inf), axis) != -inf
-    p = _wide_softmax(arrays, axis)
-    d = (t - sum_of(zmul(p, t), axis)).astype(out.dtype)
-    return keep(jnp.where(alive & ~saturated(out), d, 0), mask)
+    _, mask = pair(arrays)
+    t = spread(wide_softmax(arrays, axis), widen(keep(tangents[0], mask)), axis)
+    constant = jnp.isinf(out) | saturated(out)
+    return keep(jnp.where(constant, 0, t.astype(out.dtype)), mask)
 
 
 @total(jvp=_rule_log_softmax)
 def _log_softmax(x, mask=None, *, axis):
     z = widen(keep(x, mask, -inf))
-    m, _, rest = _shifted_exp(z, axis)
-    finite = jnp.isfinite(m)
-    y = jnp.where(finite, z - jnp.where(finite, m, 0), jnp.where(z == m, -0.0, -inf))
-    y = jnp.where(m == -inf, -inf, y) - jnp.log1p(jnp.maximum(rest, 0))
-    y = jnp.where(jnp.isnan(m), nan, y)
-    # Finite input gives a finite value; -inf in gives -inf out.
-    y = jnp.where(z == -inf, -inf, narrow(y, x.dtype))
-    return keep(cast(y, x.dtype), mask, -largest(x.dtype))
+    m, e = shifted_exp(z, axis)
+    y = (jnp.minimum(z, largest(z.dtype)) - m) - log_of_sum(e, axis)
+    # Finite input gives a finite value; -inf in gives -inf out, beside a NaN too NaN.
+    y = jnp.where(z == -inf, y, narrow(y, x.dtype))
+    return keep(y.astype(x.dtype), mask, -largest(x.dtype))
 
 
 @op(
