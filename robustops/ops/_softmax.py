@@ -264,8 +264,8 @@ def _log_softmax(x, mask=None, *, axis):
     m, e = shifted_exp(z, axis)
     y = (jnp.minimum(z, largest(z.dtype)) - m) - log_of_sum(e, axis)
     # Finite input gives a finite value; -inf in gives -inf out, beside a NaN too NaN.
-    y = jnp.where(z == -inf, y, narrow(y, x.dtype))
-    return keep(y.astype(x.dtype), mask, -largest(x.dtype))
+    y = jnp.where(z == -inf, y.astype(x.dtype), narrow(y, x.dtype))
+    return keep(y, mask, -largest(x.dtype))
 
 
 @op(
