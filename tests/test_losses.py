@@ -210,6 +210,17 @@ def test_infinite_logit_that_agrees_costs_nothing():
     assert np.all(losses.sigmoid_binary_cross_entropy(x, 1 - z) == inf)
 
 
+def test_infinite_class_logit():
+    x = jnp.asarray([inf, 1.0, 0.0])
+    loss = losses.softmax_cross_entropy_with_integer_labels
+    one_hot = jnp.asarray([1.0, 0.0, 0.0])
+    assert loss(x, jnp.asarray(0)) == losses.softmax_cross_entropy(x, one_hot) == 0
+    assert loss(x, jnp.asarray(1)) > 3e38
+    for fn, label in ((loss, jnp.asarray(0)), (losses.softmax_cross_entropy, one_hot)):
+        assert not np.any(jax.grad(fn)(x, label))
+    assert np.isnan(loss(x.at[1].set(jnp.nan), jnp.asarray(0)))
+
+
 def test_mean_squared_error_does_not_overflow_on_the_way():
     e = jnp.asarray([1e19, 1e19, 1e19, 1e19], jnp.float32)  # the sum of squares is 4e38
     np.testing.assert_allclose(losses.mean_squared_error(e), 1e38, rtol=1e-6)

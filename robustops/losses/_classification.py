@@ -212,6 +212,7 @@ def softmax_cross_entropy_with_integer_labels(
 def _class_terms(x, label, mask):
     """Return m - x_y, exp(x_y - m), the sum of the other exp(x_j - m), those, and where j = y."""
     z = widen(x if mask is None else jnp.where(mask, x, -math.inf))
+    z = jnp.minimum(z, largest(z.dtype))  # as shifted_exp does
     m, e = shifted_exp(z, (-1,))
     here = lax.broadcasted_iota(label.dtype, x.shape, x.ndim - 1) == label
     (others,) = settle(jnp.sum(jnp.where(here, 0, e), axis=-1, keepdims=True))
