@@ -15,7 +15,8 @@ zmul_p = Primitive("zmul")
 
 
 def _product(p, t):
-    return jnp.where((p == 0) | (t == 0), 0, p * t)
+    # Nested selects: with an `or` of the conditions gradients of softmax took 1.5x as long on CPU.
+    return jnp.where(p == 0, 0, jnp.where(t == 0, 0, p * t))
 
 
 zmul_p.def_impl(jax.jit(_product))
