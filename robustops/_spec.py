@@ -10,7 +10,7 @@ and the function that does the work carries its local partial derivatives beside
     @total(lambda out, x: reciprocal(x))
     def _safe_log(x): ...
 
-Tests, docs, benchmarks, robustify and diagnose read `OPS`; nothing about an op is written twice.
+Tests and docs read `OPS`; nothing about an op is written twice.
 """
 
 import dataclasses
