@@ -34,16 +34,8 @@ def _sigmoid_binary_cross_entropy(x, z):
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
     # One of the two last terms is 0 for a hard label; 0 times an infinite logit is 0 too.
-    y = (
-        jnp.log1p(jnp.exp(-abs(x)))
-        + _absorb(z, jnp.maximum(-x, 0))
-        + _absorb(1 - z, jnp.maximum(x, 0))
-    )
+    y = jnp.log1p(jnp.exp(-abs(x))) + zmul(z, jnp.maximum(-x, 0)) + zmul(1 - z, jnp.maximum(x, 0))
     return jnp.where(jnp.isinf(x), cast(y, dtype), narrow(y, dtype))
-
-
-def _absorb(a, b):
-    return jnp.where((a == 0) | (b == 0), 0, a * b)
 
 
 def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Array:

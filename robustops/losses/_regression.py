@@ -23,6 +23,7 @@ from .._numerics import (
 from .._spec import total
 from .._zmul import zmul
 from ..ops import safe_div, sigmoid
+from ..ops._reduce import count_of, keep, pair, sum_of
 
 
 def _errors(
@@ -86,28 +87,19 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
 
 
 def _rule_mean_square(out, arrays, tangents, *, axis):
-    e, mask = arrays if len(arrays) == 2 else (arrays[0], None)
-    slope = narrow(2 * widen(e) / _number(e, mask, axis), e.dtype)
-    if mask is not None:
-        slope = jnp.where(mask, slope, 0)
+    e, mask = pair(arrays)
+    z = widen(keep(e, mask))
+    slope = narrow(2 * z / count_of(z, mask, axis, least=1), e.dtype)
     return jnp.sum(zmul(slope, tangents[0]), axis=axis)
-
-
-def _number(e, mask, axis):
-    """How many elements are averaged, at least 1, with kept axes."""
-    if mask is None:
-        return max(math.prod(e.shape[a] for a in axis), 1)
-    n = jnp.sum(mask.astype(jnp.int32), axis=axis, keepdims=True)
-    return jnp.maximum(n, 1).astype(widen(e).dtype)
 
 
 @total(jvp=_rule_mean_square)
 def _mean_square(e, mask=None, *, axis):
-    z = widen(e if mask is None else jnp.where(mask, e, 0))
+    z = widen(keep(e, mask))
     top = jnp.max(abs(z), axis=axis, keepdims=True, initial=0)
     s = power_of_two(top)
     r = z / s
-    y = jnp.sum(r * r, axis=axis, keepdims=True) / _number(e, mask, axis)
+    y = sum_of(r * r, axis) / count_of(z, mask, axis, least=1)
     y = jnp.where(top == math.inf, math.inf, narrow(y * s * s, e.dtype))
     return jnp.squeeze(y, axis)
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from .._numerics import flush, narrow, smallest, widen
 from .._spec import total
+from .._zmul import zmul
 
 
 @total(
@@ -94,8 +95,8 @@ def _power(x, y, *, p, k):
         # Saturate term by term, so that opposite overflows cannot make a NaN.
         factor = narrow(c * jax.lax.integer_pow(y, i), y.dtype)
         if j:
-            factor = narrow(_absorb(factor, jax.lax.integer_pow(log, j)), y.dtype)
-        term = _absorb(narrow(_absorb(left, factor), y.dtype), root)
+            factor = narrow(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
+        term = zmul(narrow(zmul(left, factor), y.dtype), root)
         q = narrow(q + narrow(term, y.dtype), y.dtype)
     integer = jnp.floor(y) == y
     odd = integer & (jnp.remainder(y - k, 2) == 1)
@@ -107,10 +108,6 @@ def _at_zero(y, p, k):
     """The value at x = 0: the limit where it is finite, 0 (a boundary's constant) elsewhere."""
     free = sum((c * jax.lax.integer_pow(y, i) for i, j, c in p if j == 0), jnp.zeros_like(y))
     return jnp.where(y == k, narrow(free, y.dtype), 0)
-
-
-def _absorb(a, b):
-    return jnp.where((a == 0) | (b == 0), 0, a * b)
 
 
 def power_dx(x: jax.Array, y: jax.Array) -> jax.Array:
