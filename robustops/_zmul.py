@@ -8,8 +8,8 @@ be used instead, since `t` in its condition makes the rule non-linear, which rev
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
+
+from ._jax import Primitive, ad, batching, mlir
 
 zmul_p = Primitive("zmul")
 
@@ -46,19 +46,21 @@ def zmul(p: jax.Array, t: jax.Array) -> jax.Array:
     Shapes broadcast; dtypes must agree.
     """
     shape = jnp.broadcast_shapes(p.shape, t.shape)
-    varying = _varying(p) | _varying(t)
-    p, t = (_vary(jnp.broadcast_to(a, shape), varying) for a in (p, t))
+    p, t = vary_alike(*(jnp.broadcast_to(a, shape) for a in (p, t)))
     if jax.typeof(p).sharding != jax.typeof(t).sharding:
         # Under an explicit mesh a sum knows which sharding the two have together.
         p, t = p + jnp.zeros_like(t), t + jnp.zeros_like(p)
     return zmul_p.bind(p, t)
 
 
-def _varying(a):
-    """The mesh axes over which `a` differs inside a `shard_map`; lax's own operators match them."""
-    return jax.typeof(a).manual_axis_type.varying
+def vary_alike(*operands: jax.Array) -> list[jax.Array]:
+    """Mark each operand as varying over the mesh axes (of a `shard_map`) that any varies over.
 
-
-def _vary(a, varying):
-    missing = tuple(varying - _varying(a))
-    return lax.pcast(a, missing, to="varying") if missing else a
+    lax's own operators do so before they bind a primitive.
+    """
+    varying = [jax.typeof(a).manual_axis_type.varying for a in operands]
+    union = frozenset().union(*varying)
+    return [
+        lax.pcast(a, tuple(union - own), to="varying") if union != own else a
+        for a, own in zip(operands, varying, strict=True)
+    ]

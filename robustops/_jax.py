@@ -1,0 +1,459 @@
+"""All that robustops uses of jax's internals, and the walk over jaxprs that it is for.
+
+A *closed* jaxpr is a jaxpr with its constants: `ClosedJaxpr` on jax 0.10, `Jaxpr` itself on 0.12,
+where `closed.jaxpr is closed`. Every function here takes and returns closed ones.
+"""
+
+import functools
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax import core
+from jax._src import api_util, dispatch, source_info_util
+from jax._src import linear_util as lu
+from jax._src.interpreters import partial_eval as pe
+from jax._src.util import cache as cache
+from jax.custom_derivatives import SymbolicZero
+from jax.extend.core import ClosedJaxpr as ClosedJaxpr
+from jax.extend.core import DropVar as DropVar
+from jax.extend.core import Jaxpr as Jaxpr
+from jax.extend.core import JaxprEqn as JaxprEqn
+from jax.extend.core import Literal as Literal
+from jax.extend.core import Primitive as Primitive
+from jax.extend.core import Var as Var
+from jax.interpreters import ad as ad
+from jax.interpreters import batching as batching
+from jax.interpreters import mlir as mlir
+
+_OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
+
+# Primitives that just run the one jaxpr that they hold on their operands.
+CALLS = frozenset({"jit", "call", "closed_call", "eval_jaxpr", "remat2", "shard_map"})
+
+
+class Traced(NamedTuple):
+    """A function's jaxpr for given arguments.
+
+    Attributes:
+      jaxpr: The closed jaxpr, a function of `leaves`.
+      leaves: The arguments' array leaves, flat. Other leaves (strings, functions) are static.
+      paths: For each leaf its path in `(args, kwargs)`, as `jax.tree_util` spells it.
+      out_tree: The structure of the result.
+      mutated: The paths of leaves that the function replaced in its arguments (a module's state).
+    """
+
+    jaxpr: Any
+    leaves: list[Any]
+    paths: list[str]
+    out_tree: Any
+    mutated: list[str]
+
+    def unflatten(self, outs: Sequence[Any]) -> Any:
+        return jax.tree.unflatten(self.out_tree, outs)
+
+
+class Frame(NamedTuple):
+    """A place in the user's code."""
+
+    file: str
+    line: int
+    function: str
+
+
+def trace(
+    fn: Callable, *args: Any, is_traced: Callable[[Any], bool] | None = None, **kwargs: Any
+) -> Traced:
+    """Trace `fn(*args, **kwargs)`; arguments are pytrees of arrays, flax's modules among them.
+
+    `is_traced` tells which leaves of the arguments become inputs, by default all numbers and
+    arrays; the others reach `fn` as they are.
+    """
+    with_paths, in_tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
+    everything = [leaf for _, leaf in with_paths]
+    dynamic = [i for i, leaf in enumerate(everything) if (is_traced or _is_array)(leaf)]
+    out_tree, mutated = None, []
+
+    def flat(*leaves):
+        nonlocal out_tree
+        merged = list(everything)
+        for i, leaf in zip(dynamic, leaves, strict=True):
+            merged[i] = leaf
+        new_args, new_kwargs = jax.tree.unflatten(in_tree, merged)
+        outs, out_tree = jax.tree.flatten(fn(*new_args, **new_kwargs))
+        now = jax.tree.leaves((new_args, new_kwargs))
+        if len(now) == len(merged):
+            mutated[:] = [
+                jax.tree_util.keystr(path)
+                for (path, _), old, new in zip(with_paths, merged, now, strict=True)
+                if old is not new
+            ]
+        return outs
+
+    leaves = [everything[i] for i in dynamic]
+    closed = jax.make_jaxpr(flat)(*leaves)
+    paths = [jax.tree_util.keystr(with_paths[i][0]) for i in dynamic]
+    return Traced(closed, leaves, paths, out_tree, mutated)
+
+
+def _is_array(leaf):
+    return isinstance(leaf, bool | int | float | complex) or hasattr(leaf, "dtype")
+
+
+def retrace(fn: Callable, closed: Any) -> Any:
+    """Trace `fn`, from the flat inputs of `closed` to a list, with the types of those inputs."""
+    return trace_flat(fn, [v.aval for v in closed.jaxpr.invars])
+
+
+def trace_flat(fn: Callable, avals: Sequence[Any]) -> Any:
+    """Trace `fn`, of values with exactly the types `avals` (weak, sharded, varying) to a list."""
+    # Not by `make_jaxpr`, which forgets weak types.
+    info = api_util.debug_info("robustops", fn, tuple(avals), {})
+    jaxpr, _, consts = pe.trace_to_jaxpr_dynamic(lu.wrap_init(fn, debug_info=info), avals)
+    return ClosedJaxpr(jaxpr, consts)
+
+
+def evaluate(closed: Any, args: Sequence[Any], rule: Callable | None = None) -> list[Any]:
+    """Run `closed` on `args`, each equation by `rule(eqn, *values) -> list` (default `bind`).
+
+    Source lines, name stacks and contexts (mesh, compute type) are those of the equations.
+    """
+    if rule is None:
+        return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
+    env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    env |= dict(zip(closed.jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if isinstance(v, Literal) else env[v]
+    for eqn in closed.jaxpr.eqns:
+        with context(eqn):
+            outs = rule(eqn, *map(read, eqn.invars))
+        env.update(zip(eqn.outvars, outs, strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+def inline(closed: Any, args: Sequence[Any]) -> list[Any]:
+    """Run a rule's jaxpr in place: its equations get the current source line and mesh."""
+    env = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
+    env |= dict(zip(closed.jaxpr.invars, args, strict=True))
+    read = lambda v: v.val if isinstance(v, Literal) else env[v]
+    for eqn in closed.jaxpr.eqns:
+        env.update(zip(eqn.outvars, bind(eqn, *map(read, eqn.invars)), strict=True))
+    return [read(v) for v in closed.jaxpr.outvars]
+
+
+class context:
+    """Within it, what is traced has the source line, name stack and mesh of `eqn`."""
+
+    def __init__(self, eqn: JaxprEqn):
+        stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
+        traceback = eqn.source_info.traceback
+        self._managers = source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager
+
+    def __enter__(self):
+        for manager in self._managers:
+            manager.__enter__()
+
+    def __exit__(self, *exc):
+        for manager in reversed(self._managers):
+            manager.__exit__(*exc)
+
+
+def bind(eqn: JaxprEqn, *values: Any) -> list[Any]:
+    """Apply the primitive of `eqn`, with its parameters, to `values`; always a list of results."""
+    outs = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def subjaxprs(eqn: JaxprEqn) -> dict[str, tuple[Any, ...]]:
+    """Return the closed jaxprs among the parameters of `eqn`, by parameter name.
+
+    That covers jit, scan, while, cond, remat, shard_map, closed_call and, for the primal function,
+    custom_jvp_call and custom_vjp_call: every parameter that is a jaxpr or a tuple of them.
+    """
+    found = {}
+    for name, value in eqn.params.items():
+        items = value if isinstance(value, tuple | list) else (value,)
+        if items and all(isinstance(item, ClosedJaxpr | Jaxpr) for item in items):
+            found[name] = tuple(closed(item) for item in items)
+    return found
+
+
+def with_subjaxprs(eqn: JaxprEqn, new: Mapping[str, Sequence[Any]]) -> JaxprEqn:
+    """Return `eqn` with other sub-jaxprs, given as `subjaxprs` returns them."""
+    params = dict(eqn.params)
+    for name, jaxprs in new.items():
+        old = params[name]
+        if isinstance(old, tuple | list):
+            params[name] = type(old)(_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+        else:
+            params[name] = _like(old, jaxprs[0])
+    return eqn.replace(params=params)
+
+
+def closed(jaxpr: Any) -> Any:
+    """Return `jaxpr` closed; an open one (as remat and shard_map hold) must have no constants."""
+    return jaxpr if isinstance(jaxpr, ClosedJaxpr) else ClosedJaxpr(jaxpr, ())
+
+
+def _like(old, new):
+    if isinstance(old, ClosedJaxpr):
+        return new
+    if new.consts:
+        raise ValueError("robustops: a rewritten sub-jaxpr of remat or shard_map has constants")
+    return new.jaxpr
+
+
+def with_eqns(closed: Any, eqns: Sequence[JaxprEqn]) -> Any:
+    """Return `closed` with other equations between the same inputs and outputs."""
+    return ClosedJaxpr(closed.jaxpr.replace(eqns=list(eqns)), closed.consts)
+
+
+def prune(closed: Any) -> Any:
+    """Return `closed` without the equations that no output or effect needs."""
+    jaxpr, _ = pe.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars), True)
+    return ClosedJaxpr(jaxpr, closed.consts)
+
+
+def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
+    """Return how many of a scan's inputs are constants and how many are carried."""
+    if "num_consts" in eqn.params:
+        return eqn.params["num_consts"], eqn.params["num_carry"]
+    consts, carry, _ = eqn.params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def frame(eqn: JaxprEqn) -> Frame | None:
+    """Return the user's place that made `eqn`: the innermost one outside installed packages.
+
+    None for an equation of a cached library function: the place is then that of the enclosing
+    equation, so who descends keeps the last one that was found.
+    """
+    for f in frames(eqn):
+        return f
+    return None
+
+
+def frames(eqn: JaxprEqn) -> Iterator[Frame]:
+    """Yield the user's places on the stack of `eqn`, innermost first."""
+    for f in source_info_util.user_frames(eqn.source_info.traceback):
+        if not f.file_name.startswith(_OWN) and not any(p in f.file_name for p in _INSTALLED):
+            yield Frame(f.file_name, f.start_line, f.function_name)
+
+
+def new_primitive(name: str, abstract_eval: Callable, value: Callable) -> Primitive:
+    """Make a primitive of one result, computed by the jax function `value(*args, **params)`."""
+    primitive = Primitive(name)
+    primitive.def_impl(functools.partial(dispatch.apply_primitive, primitive))
+    primitive.def_abstract_eval(abstract_eval)
+    mlir.register_lowering(primitive, mlir.lower_fun(value, multiple_results=False))
+    return primitive
+
+
+def copy_primitive(original: Primitive, name: str, jvp: Callable, rewrite: Callable) -> Primitive:
+    """Make a primitive that computes exactly what `original` does and differentiates by `jvp`.
+
+    Args:
+      original: The primitive to copy: abstract evaluation, implementation, lowering, batching.
+      name: The copy's name.
+      jvp: Its rule, `(primals, tangents, **params) -> (out, out_tangent)` as jax's own.
+      rewrite: Maps the closed jaxpr of a batching rule, which binds the original, to one that
+        binds the copy.
+    """
+    copy = Primitive(name)
+    copy.multiple_results = original.multiple_results
+    copy.impl = original.impl
+    copy.abstract_eval = original.abstract_eval
+    for table in (mlir._lowerings, *mlir._platform_specific_lowerings.values()):
+        if original in table:
+            table[copy] = table[original]
+    ad.primitive_jvps[copy] = jvp
+    batcher = batching.fancy_primitive_batchers[original]
+    if isinstance(batcher, functools.partial) and batcher.args == (original,):
+        batcher = functools.partial(batcher.func, copy, **batcher.keywords)
+        batching.fancy_primitive_batchers[copy] = batcher
+    else:
+        batching.fancy_primitive_batchers[copy] = rewritten_batcher(original, rewrite)
+    return copy
+
+
+def rewritten_batcher(original: Primitive, rewrite: Callable) -> Callable:
+    """Return the batching rule of `original` with its equations rewritten.
+
+    `rewrite(closed)` is given the rule as a jaxpr of the batched operands.
+    """
+
+    def batcher(axis_data, args, dims, **params):
+        out_dims = None
+
+        def rule(*args):
+            nonlocal out_dims
+            own = batching.fancy_primitive_batchers[original]
+            outs, out_dims = own(axis_data, args, dims, **params)
+            return outs if original.multiple_results else [outs]
+
+        outs = inline(rewrite(trace_flat(rule, list(map(jax.typeof, args)))), args)
+        return (outs, out_dims) if original.multiple_results else (outs[0], out_dims)
+
+    return batcher
+
+
+def transpose_of(primitive: Primitive, linear: int, avals: Sequence[Any], params: dict) -> Any:
+    """Trace the transpose of a binary `primitive` in its operand `linear`.
+
+    Returns a closed jaxpr from the cotangent and the other operand to the operand's cotangent.
+    """
+    out_aval = primitive.abstract_eval(*avals, **params)[0]
+
+    def transpose(ct, other):
+        args: list[Any] = [other, other]
+        args[linear] = ad.UndefinedPrimal(avals[linear])
+        return [ad.primitive_transposes[primitive](ct, *args, **params)[linear]]
+
+    return trace_flat(transpose, [out_aval.to_ct_aval(), avals[1 - linear]])
+
+
+def has_jvp(primitive: Primitive) -> bool:
+    return primitive in ad.primitive_jvps
+
+
+def trace_jvp(
+    primitive: Primitive,
+    avals: Sequence[Any],
+    nonzero: Sequence[bool],
+    params: dict,
+    jvp: Callable | None = None,
+) -> tuple[Any, tuple[bool, ...]]:
+    """Trace a JVP rule of a primitive, by default its own.
+
+    Returns:
+      A closed jaxpr from the primals and the nonzero tangents to the results and the nonzero
+      tangents of these, and for each result whether it has one.
+    """
+    out_nonzero: list[bool] = []
+
+    def rule(*values):
+        primals, given = values[: len(avals)], iter(values[len(avals) :])
+        zero = lambda p: ad.Zero(jax.typeof(p).to_tangent_aval())
+        pairs = zip(primals, nonzero, strict=True)
+        tangents = tuple(next(given) if nz else zero(p) for p, nz in pairs)
+        outs, out_tangents = (jvp or ad.primitive_jvps[primitive])(primals, tangents, **params)
+        if not primitive.multiple_results:
+            outs, out_tangents = [outs], [out_tangents]
+        out_nonzero[:] = [type(t) is not ad.Zero for t in out_tangents]
+        return [*outs, *(t for t in out_tangents if type(t) is not ad.Zero)]
+
+    tangent_avals = [a.to_tangent_aval() for a, nz in zip(avals, nonzero, strict=True) if nz]
+    return trace_flat(rule, [*avals, *tangent_avals]), tuple(out_nonzero)
+
+
+def with_jvp_rule(eqn: JaxprEqn, rewrite: Callable) -> JaxprEqn:
+    """Return a custom_jvp_call whose rule is `rewrite(closed, linear)`, once it is traced.
+
+    `linear` tells for each input of the rule's jaxpr whether it is a tangent.
+    """
+    thunk = eqn.params["jvp_jaxpr_fun"]
+    n = len(eqn.invars) - eqn.params["num_consts"]
+
+    def rewritten(*zeros):
+        jaxpr, consts, out_zeros = thunk.call_wrapped(*zeros)
+        rule = ClosedJaxpr(jaxpr, consts)
+        rule = rewrite(rule, tuple(i >= n for i in range(len(rule.in_avals))))
+        return rule.jaxpr, rule.consts, out_zeros
+
+    fun = lu.wrap_init(rewritten, debug_info=thunk.debug_info)
+    return eqn.replace(params=eqn.params | {"jvp_jaxpr_fun": fun})
+
+
+def with_vjp_rules(eqn: JaxprEqn, forward: Callable, backward: Callable) -> JaxprEqn:
+    """Return a custom_vjp_call with rewritten rules, `forward(closed)` and `backward(closed)`.
+
+    `backward` gets the user's backward function as a jaxpr of residuals and cotangents, and
+    which of them are cotangents, as `with_jvp_rule` does.
+    """
+    thunk, bwd, out_trees = (eqn.params[k] for k in ("fwd_jaxpr_thunk", "bwd", "out_trees"))
+
+    def rewritten_fwd(*nonzero):
+        rule = forward(ClosedJaxpr(*thunk.call_wrapped(*nonzero)))
+        return rule.jaxpr, rule.consts
+
+    def rewritten_bwd(*args):
+        n = out_trees()[1].num_leaves  # of residuals; the cotangents follow
+        # Zeros are no values: they pass by the jaxpr, on the way in and on the way out.
+        is_value = [not _is_zero(a) for a in args]
+        values = [a for a, v in zip(args, is_value, strict=True) if v]
+        leaves, tree = [], None
+
+        def flat(*values):
+            nonlocal leaves, tree
+            given = iter(values)
+            merged = [next(given) if v else a for a, v in zip(args, is_value, strict=True)]
+            result, tree = jax.tree.flatten(bwd.call_wrapped(*merged), is_leaf=_is_zero)
+            leaves = [leaf if _is_zero(leaf) else None for leaf in result]
+            return [leaf for leaf in result if not _is_zero(leaf)]
+
+        linear = tuple(i >= n for i, v in enumerate(is_value) if v)
+        rule = backward(trace_flat(flat, list(map(jax.typeof, values))), linear)
+        outs = iter(evaluate(rule, values))
+        return jax.tree.unflatten(tree, [next(outs) if z is None else z for z in leaves])
+
+    params = eqn.params | {
+        "fwd_jaxpr_thunk": lu.wrap_init(rewritten_fwd, debug_info=thunk.debug_info),
+        "bwd": lu.wrap_init(rewritten_bwd, debug_info=bwd.debug_info),
+    }
+    return eqn.replace(params=params)
+
+
+def _is_zero(x):
+    return isinstance(x, ad.Zero | SymbolicZero)
+
+
+def renamed(eqn: JaxprEqn, name: str) -> JaxprEqn:
+    """Return `eqn` with `name` for its name stack.
+
+    Whatever jax derives from it (its derivative rule, the transpose of that) has the name too.
+    """
+    stack = source_info_util.NameStack().extend(name)
+    return eqn.replace(source_info=eqn.source_info.replace(name_stack=stack))
+
+
+def name_stack(eqn: JaxprEqn) -> str:
+    """Return the name stack of `eqn`: scopes, and the transformations it went through."""
+    return str(eqn.source_info.name_stack)
+
+
+def with_rules_own_lines(eqn: JaxprEqn) -> JaxprEqn:
+    """Return `eqn` so that what a custom rule traces keeps the lines of that rule.
+
+    jax would otherwise give all of it the line of the call.
+    """
+    rules = {"jvp_jaxpr_fun", "fwd_jaxpr_thunk", "bwd"} & eqn.params.keys()
+    return eqn.replace(params=eqn.params | {k: _own_lines(eqn.params[k]) for k in rules})
+
+
+@lu.transformation2
+def _own_lines(rule, *args):
+    # `user_context` cannot take a traceback away, only put another one in its place.
+    state = source_info_util._source_info_context
+    outside = state.context
+    state.context = source_info_util.SourceInfo(None, outside.name_stack)
+    try:
+        return rule(*args)
+    finally:
+        state.context = outside
+
+
+def call_site(eqn: JaxprEqn) -> tuple[Any, ...]:
+    """Return what all equations have in common that jax made for one call of a primitive.
+
+    That is the stack down to where a derivative took over, if one did, outermost frame first.
+    """
+    traceback = eqn.source_info.traceback
+    if traceback is None:
+        return ()
+    codes, positions = traceback.raw_frames()
+    stack = list(zip(codes, positions, strict=True))[::-1]
+    for depth, (code, _) in enumerate(stack):
+        if code.co_qualname in ("JVPTrace.process_primitive", "LinearizeTrace.process_primitive"):
+            return tuple(stack[:depth])
+    return tuple(stack)
