@@ -63,8 +63,9 @@ def narrow(y: jax.Array, dtype: Any) -> jax.Array:
 
 
 def flush(x: jax.Array) -> jax.Array:
-    """Return `x` with subnormal numbers as 0, for functions in which XLA does not agree on them."""
-    return jnp.where(abs(x) < smallest(x.dtype), 0, x)
+    """Return `x` with subnormal numbers as signed 0: XLA's functions do not agree on them."""
+    # Not 0 * x, which is NaN for an infinite x.
+    return jnp.where(abs(x) < smallest(x.dtype), 0 * jnp.sign(x), x)
 
 
 def saturated(y: jax.Array) -> jax.Array:

@@ -44,7 +44,7 @@ class Op:
     of `finfo`; derivatives of None are not defined there."""
     ulps: tuple[float, float]
     """Largest error claimed inside the domain, in ulps: (value, first derivative)."""
-    hint: str
+    hint: str = ""
     """The remedy that `diagnose` prints."""
     replaces: str | None = None
     """The jax primitive or function that this op stands in for."""

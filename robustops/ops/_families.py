@@ -24,8 +24,9 @@ def _ratio(x, y, *, c, k):
     y = jnp.where(zero, 1, y)
     q = widen(x)
     for _ in range(k):
-        # y^k overflows where x / y / y does not. The select keeps XLA from forming x / (y y).
-        q = jnp.where(zero, 0, q / y)
+        # y^k overflows where x / y / y does not. The select keeps XLA from forming x / (y y); it is
+        # on q too, as a condition on a constant y would be folded away.
+        q = jnp.where(zero | (q == 0), 0, q / y)
     return narrow(c * q, dtype)
 
 
@@ -39,16 +40,23 @@ def reciprocal(y: jax.Array) -> jax.Array:
     return _ratio(jnp.ones_like(y), y, c=1.0, k=1)
 
 
-@total(lambda out, x, *, c, k: root_power(x, c=-c * k / 2, k=k + 2))
-def _root_power(x, *, c, k):
-    ok = ~(widen(x) < smallest(widen(x).dtype))
-    r = jax.lax.rsqrt(widen(jnp.where(ok, x, 1)))
-    return jnp.where(ok, narrow(c * jax.lax.integer_pow(r, k), x.dtype), 0)
+@total(lambda out, x, *, c, k, root: root_power(x, c=-c * k / root, k=k + root, root=root))
+def _root_power(x, *, c, k, root):
+    z = widen(x)
+    tiny = smallest(z.dtype)
+    ok = ~(z < tiny) if root == 2 else ~(abs(z) < tiny)
+    z = jnp.where(ok, z, 1)
+    # Not a power of 1 / root: that is lax.rsqrt to XLA, 2 ulp off, and overflows where c r^k fits.
+    q = jnp.full_like(z, c)
+    for _ in range(k // root):
+        q = jnp.where(ok, q / z, 0)  # the select: see _ratio
+    r = jnp.sqrt(z) if root == 2 else jnp.cbrt(z)
+    return jnp.where(ok, narrow(q / (r if k % root == 1 else r * r), x.dtype), 0)
 
 
-def root_power(x: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Array:
-    """Return c x^(-k/2), saturated, and 0 for x <= 0."""
-    return _root_power(x, c=c, k=k)
+def root_power(x: jax.Array, *, c: float = 1.0, k: int = 1, root: int = 2) -> jax.Array:
+    """Return c x^(-k/2), saturated, and 0 for x <= 0; with `root=3` c x^(-k/3), and 0 for x = 0."""
+    return _root_power(x, c=c, k=k, root=root)
 
 
 Polynomial = tuple[tuple[int, int, float], ...]  # terms (i, j, c) of c y^i log(x)^j
@@ -88,12 +96,12 @@ def _power(x, y, *, p, k):
     root = jnp.power(base, jnp.where(exact, y - k, y) / 2)
     left = root
     for _ in range(k):
-        left = jnp.where(exact, left, left / base)  # the select: see _ratio
+        left = jnp.where(exact | (left == 0), left, left / base)  # the select: see _ratio
     log = jnp.log(base)
     q = jnp.zeros_like(root)
     for i, j, c in p:
         # Saturate term by term, so that opposite overflows cannot make a NaN.
-        factor = narrow(c * jax.lax.integer_pow(y, i), y.dtype)
+        factor = flush(narrow(c * jax.lax.integer_pow(y, i), y.dtype))
         if j:
             factor = narrow(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
         term = zmul(narrow(zmul(left, factor), y.dtype), root)

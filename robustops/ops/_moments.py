@@ -1,4 +1,4 @@
-"""Mean and standard deviation over what takes part."""
+"""Mean, variance and standard deviation over what takes part."""
 
 import math
 import operator
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, saturated, widen
+from .._numerics import largest, narrow, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._norms import scaled, unit
@@ -148,20 +148,24 @@ def safe_std(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_std", x, axis, where, dtype)
+    return finish(_std(*arrays, axis=axes, ddof=_integer("safe_std", ddof)), axes, keepdims, dtype)
+
+
+def _integer(name: str, ddof: int) -> int:
     try:
-        ddof = operator.index(ddof)
+        return operator.index(ddof)
     except TypeError:
-        raise TypeError(f"safe_std: ddof must be an int, got {ddof!r}.") from None
-    return finish(_std(*arrays, axis=axes, ddof=ddof), axes, keepdims, dtype)
+        raise TypeError(f"{name}: ddof must be an int, got {ddof!r}.") from None
 
 
-def _root_of_count(x, mask, axis, ddof):
+def _per_count(x, mask, axis, ddof):
+    """1 over the divisor n - ddof, 0 where that is not positive."""
     n = count_of(widen(x), mask, axis) - ddof
-    return jnp.where(n > 0, 1 / jnp.sqrt(jnp.where(n > 0, n, 1)), 0)
+    return jnp.where(n > 0, 1 / jnp.where(n > 0, n, 1), 0)
 
 
 def _rule_std(out, arrays, tangents, *, axis, ddof):
-    r = _root_of_count(*pair(arrays), axis, ddof).astype(out.dtype)
+    r = jnp.sqrt(_per_count(*pair(arrays), axis, ddof)).astype(out.dtype)
     u = jnp.where(saturated(out), 0, unit(*arrays, axis=axis, centre=True))
     return sum_of(zmul(u * r, tangents[0]), axis)
 
@@ -169,6 +173,81 @@ def _rule_std(out, arrays, tangents, *, axis, ddof):
 @total(jvp=_rule_std)
 def _std(x, mask=None, *, axis, ddof):
     y, s = scaled(x, mask, axis, centre=True)
-    r = jnp.sqrt(sum_of(y * y, axis)) * _root_of_count(x, mask, axis, ddof)
-    r = jnp.where(r == 0, 0, r * s)
-    return jnp.where(s == inf, cast(r, x.dtype), narrow(r, x.dtype))
+    r = jnp.sqrt(sum_of(y * y, axis) * _per_count(x, mask, axis, ddof))
+    return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s), x.dtype))
+
+
+def _rule_var(out, arrays, tangents, *, axis, ddof):
+    x, mask = pair(arrays)
+    y, s = scaled(x, mask, axis, centre=True)
+    slope = narrow(2 * _per_count(x, mask, axis, ddof) * y * s, x.dtype)
+    return sum_of(zmul(jnp.where(saturated(out), 0, slope), tangents[0]), axis)
+
+
+@total(jvp=_rule_var)
+def _var(x, mask=None, *, axis, ddof):
+    y, s = scaled(x, mask, axis, centre=True)
+    r = sum_of(y * y, axis) * _per_count(x, mask, axis, ddof)
+    return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s * s), x.dtype))
+
+
+@op(
+    naive=lambda x, axis=None: jnp.mean(
+        (x - jnp.mean(x, axis=axis, keepdims=True)) ** 2, axis=axis
+    ),
+    reference=lambda mp, x: mp.fsum((v - mp.fsum(x) / len(x)) ** 2 for v in x) / len(x),
+    domain=[(-inf, inf)],
+    # 2 |x_i - mean| / n, the largest component of the gradient.
+    conditioning=lambda mp, x: (0, 2 * max(abs(v - mp.fsum(x) / len(x)) for v in x) / len(x)),
+    edges=[
+        (([1.0, 3.0],), 1.0, [-1.0, 1.0]),
+        ((lambda i: [float(i.max), 0.0],), lambda i: float(i.max), [0.0, 0.0]),
+        (([2.0, 2.0],), 0.0, [0.0, 0.0]),
+        (([5.0],), 0.0, [0.0]),
+        (([inf, 1.0],), inf, None),
+        (([nan, 1.0],), nan, None),
+    ],
+    ulps=(4, 8),
+    hint="E[x^2] - E[x]^2 loses all digits for a large mean and can be negative, and a fully "
+    "masked slice is 0 / 0: use robustops.safe_var.",
+    cost="Three passes (magnitude, mean, squares), the naive form two: on CPU 2.5 times its "
+    "time, with gradient 4.5.",
+)
+def safe_var(
+    x: ArrayLike,
+    /,
+    *,
+    axis: Axis = None,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    dtype: Any = None,
+    ddof: int = 0,
+) -> jax.Array:
+    """Variance, right for a large mean, 0 over an empty mask, saturating instead of overflowing.
+
+    sum (x_i - mean)^2 / (n - ddof), n the number of True in `where`. The mean is removed twice, so
+    that its own rounding does not show: mean 1e6 costs no digits.
+
+    Edges: an empty or fully masked slice and n <= ddof give 0 with derivative 0; a variance beyond
+    the largest finite number saturates (values apart by 1e20 have one in float32: for them use
+    `safe_std`); inf gives inf; NaN that takes part gives NaN.
+
+    Args:
+      x: real array; integers become floats.
+      axis: axis or axes to reduce; None means all.
+      where: boolean, True takes part; broadcast to `x`.
+      keepdims: keep the reduced axes with size 1.
+      dtype: dtype of the computation and the result; default that of `x`. Sums of float16 and
+        bfloat16 accumulate in float32 in any case.
+      ddof: subtracted from the number of elements in the divisor; 1 for the sample estimate.
+
+    Returns:
+      Array of the reduced shape.
+
+    Raises:
+      ValueError: an axis out of range, or a `where` that does not broadcast.
+      TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating, a
+        `ddof` that is no integer.
+    """
+    arrays, axes = prepare("safe_var", x, axis, where, dtype)
+    return finish(_var(*arrays, axis=axes, ddof=_integer("safe_var", ddof)), axes, keepdims, dtype)

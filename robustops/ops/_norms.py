@@ -1,5 +1,6 @@
 """Euclidean norm and unit vector, without overflow, underflow or 0 / 0."""
 
+import functools
 import math
 from typing import Any
 
@@ -7,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, power_of_two, saturated, widen
+from .._numerics import cast, largest, narrow, power_of_two, promote, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
-from ._families import reciprocal
+from ._families import ratio, reciprocal
 from ._reduce import Axis, count_of, finish, keep, pair, prepare, settle, sum_of
 
 inf = math.inf
@@ -24,13 +25,18 @@ def _centred(x, mask, axis, count):
     return x
 
 
+def divided(x, s):
+    """x / s for |x| < 4 s. The clip keeps XLA from turning its square into x^2 / s^2."""
+    return jnp.clip(x / s, -8, 8)
+
+
 def scaled(x, mask, axis, centre):
     """Return (y, s): y is x, centred if asked, over a power of two s that brings it to order 1."""
     x = widen(keep(x, mask))
     top = jnp.max(abs(x), axis=axis, keepdims=True, initial=0)
     s = power_of_two(top)
     # With an infinite element the others vanish beside it: its direction is the limit.
-    y = jnp.where(top == inf, jnp.where(abs(x) == inf, jnp.sign(x), 0), x / s)
+    y = jnp.where(top == inf, jnp.where(abs(x) == inf, jnp.sign(x), 0), divided(x, s))
     y = jnp.where(jnp.isnan(top), nan, y)
     if centre:
         count = count_of(y, mask, axis, least=1)
@@ -45,7 +51,7 @@ def _inverse_length(x, mask, axis, centre):
     return jnp.minimum(reciprocal(n), largest(n.dtype) / 2), n > 4 / math.sqrt(largest(x.dtype))
 
 
-def _rule_unit(out, arrays, tangents, *, axis, centre):
+def rule_unit(out, arrays, tangents, *, axis, centre):
     x, mask = pair(arrays)
     t = widen(keep(tangents[0], mask))
     if centre:
@@ -63,7 +69,7 @@ def _rule_unit(out, arrays, tangents, *, axis, centre):
     return zmul(widen(r), jnp.where(lone, here, others)).astype(out.dtype)
 
 
-@total(jvp=_rule_unit)
+@total(jvp=rule_unit)
 def unit(x, mask=None, *, axis, centre):
     """The (centred) slice divided by its Euclidean length; 0 for the zero slice."""
     y, _ = scaled(x, mask, axis, centre)
@@ -83,6 +89,11 @@ def _length(x, mask=None, *, axis, centre):
     n = jnp.sqrt(sum_of(y * y, axis))
     n = jnp.where(n == 0, 0, n * s)
     return jnp.where(s == inf, cast(n, x.dtype), narrow(n, x.dtype))
+
+
+def length(x, mask=None, *, axis):
+    """The Euclidean length of the slice, with kept axes."""
+    return _length(*((x,) if mask is None else (x, mask)), axis=axis, centre=False)
 
 
 @op(
@@ -118,7 +129,7 @@ def safe_norm(
 
     Edges: a slice of zeros, an empty or fully masked one gives 0 with derivative 0; a norm beyond
     the largest finite number saturates; inf gives inf; NaN gives NaN. safe_norm(x)**2 has the
-    right gradient at 0, but Hessian 0 there: use jnp.sum(x**2) for a squared norm.
+    right gradient at 0, but Hessian 0 there: use jnp.sum(safe_square(x)) for a squared norm.
 
     Args:
       x: real array; integers become floats.
@@ -136,7 +147,7 @@ def safe_norm(
       TypeError: complex input, a `where` that is not boolean, a `dtype` that is not floating.
     """
     arrays, axes = prepare("safe_norm", x, axis, where, dtype)
-    return finish(_length(*arrays, axis=axes, centre=False), axes, keepdims, dtype)
+    return finish(length(*arrays, axis=axes), axes, keepdims, dtype)
 
 
 @op(
@@ -180,3 +191,50 @@ def safe_normalize(
     """
     arrays, axes = prepare("safe_normalize", x, axis, where, dtype)
     return finish(unit(*arrays, axis=axes, centre=False), axes, True, dtype)
+
+
+def _rule_global(out, leaves, tangents):
+    # x / ||x||, by a ratio that is total in the norm too; 0 where that is 0.
+    n = jnp.where(saturated(out), 0, out)
+    terms = [
+        jnp.sum(widen(zmul(ratio(x, n), t)))
+        for x, t in zip(leaves, tangents, strict=True)
+        if t is not None
+    ]
+    return sum(terms[1:], terms[0]).astype(out.dtype)
+
+
+@total(jvp=_rule_global)
+def _global_norm(*leaves):
+    wide = [widen(x) for x in leaves]
+    top = functools.reduce(jnp.maximum, (jnp.max(abs(x), initial=0) for x in wide))
+    s = power_of_two(top)
+    n = jnp.sqrt(sum(jnp.sum(divided(x, s) ** 2) for x in wide)) * s
+    return jnp.where(top == inf, inf, narrow(n, leaves[0].dtype))
+
+
+def global_norm(tree: Any, /) -> jax.Array:
+    """Euclidean norm of all the numbers in a pytree together, without overflow or underflow.
+
+    sqrt(sum over the leaves of sum x^2), formed from the leaves over one power of two near the
+    largest magnitude. The derivative by x is x / norm, and 0 at 0.
+
+    Edges: a tree of zeros, or without leaves, has norm 0 with derivative 0; a norm beyond the
+    largest finite number saturates; inf gives inf; NaN gives NaN.
+
+    Args:
+      tree: pytree of real arrays; None counts as no leaf, integers become floats.
+
+    Returns:
+      Scalar of the dtype that the leaves have together; float16 and bfloat16 accumulate in float32.
+
+    Raises:
+      TypeError: a complex leaf.
+
+    Reference: same meaning as `optax.global_norm` and `optax.tree.norm`.
+    """
+    leaves = [promote("global_norm", x)[0] for x in jax.tree.leaves(tree)]
+    if not leaves:
+        return jnp.zeros(())
+    dtype = jnp.result_type(*leaves)
+    return _global_norm(*(cast(x, dtype) for x in leaves))

@@ -57,6 +57,17 @@ def max_of(x, axis):
     return jnp.max(x, axis=axis, keepdims=True, initial=-inf)
 
 
+def less(x, m):
+    """x - m for x <= m, at least -800, and what rounding took from it.
+
+    exp(x - m) is exp(d) (1 + lost): without `lost` its error would grow to |x - m| / 2 ulp.
+    """
+    # Knuth's two-sum. exp is 0 below -800 in every dtype; bounded there, nothing becomes NaN.
+    d, a = jnp.maximum(x - m, -800), jnp.maximum(x, m - 800)
+    v = d - a
+    return d, (a - (d - v)) - (m + v)
+
+
 def settle(*arrays):
     """Return the arrays; compiled for CPU, what made them is not fused into what reads them.
 
