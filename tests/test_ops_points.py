@@ -27,6 +27,18 @@ TOP = float(jnp.finfo(jnp.float32).max)
         (lambda: ro.safe_sqrt(f32(2)), 1.41421356237309504880),
         (lambda: ro.safe_rsqrt(f32(2)), 0.70710678118654752440),
         (lambda: ro.safe_pow(f32(2), f32(0.5)), 1.41421356237309504880),
+        (lambda: ro.safe_log2(f32(10)), 3.32192809488736234787),
+        (lambda: ro.safe_log10(f32(2)), 0.30102999566398119521),
+        (lambda: ro.safe_expm1(f32(1)), 1.71828182845904523536),
+        (lambda: ro.safe_reciprocal(f32(3)), 0.33333333333333333333),
+        (lambda: ro.safe_cbrt(f32(2)), 1.25992104989487316477),
+        (lambda: ro.safe_square(f32(1.5)), 2.25),
+        (lambda: ro.safe_arcsin(f32(0.5)), 0.52359877559829887308),
+        (lambda: ro.safe_arccos(f32(0.5)), 1.04719755119659774615),
+        (lambda: ro.safe_arctanh(f32(0.5)), 0.54930614433405484570),
+        (lambda: ro.safe_arccosh(f32(2)), 1.31695789692481670863),
+        (lambda: ro.safe_arctan2(f32(1), f32(2)), 0.46364760900080611621),
+        (lambda: ro.safe_hypot(f32(1), f32(2)), 2.23606797749978969641),
         (lambda: ro.sigmoid(f32(1)), 0.73105857863000487926),
         (lambda: ro.logsumexp(f32([0, 0, 0])), 1.09861228866810969140),
         (lambda: ro.safe_norm(f32([1, 1, 1])), 1.73205080756887729353),
@@ -71,8 +83,107 @@ def test_derivatives_at_tiny_denominators():
     assert ulp_distance(jax.grad(ro.sigmoid)(f32(20)), 2.0611536139418493e-09) <= 8
 
 
+# What underflows, overflows or cancels in the usual form: (function, argument number, arguments).
+@pytest.mark.parametrize(
+    ("fn", "argnum", "args", "truth"),
+    [
+        (ro.safe_expm1, 0, (-34,), lambda mp, x: mp.exp(x)),
+        (ro.safe_reciprocal, 0, (-3e-19,), lambda mp, x: -1 / x**2),
+        (ro.safe_cbrt, 0, (-1.2e-38,), lambda mp, x: 1 / (3 * mp.cbrt(-x) ** 2)),
+        (ro.safe_rsqrt, 0, (2.0516678e-26,), lambda mp, x: -1 / (2 * x * mp.sqrt(x))),
+        (ro.safe_square, 0, (1e-30,), lambda mp, x: 2 * x),
+        (ro.safe_arcsin, 0, (1 - 2**-24,), lambda mp, x: 1 / mp.sqrt(1 - x * x)),
+        (ro.safe_arccos, 0, (2**-24 - 1,), lambda mp, x: -1 / mp.sqrt(1 - x * x)),
+        (ro.safe_arctanh, 0, (1 - 2**-24,), lambda mp, x: 1 / (1 - x * x)),
+        (ro.safe_arccosh, 0, (1 + 2**-23,), lambda mp, x: 1 / mp.sqrt(x * x - 1)),
+        (ro.safe_arccosh, 0, (3e37,), lambda mp, x: 1 / mp.sqrt(x * x - 1)),
+        (ro.safe_arctan2, 0, (1e-25, 2e-25), lambda mp, y, x: x / (x * x + y * y)),
+        (ro.safe_arctan2, 1, (1e-25, 2e-25), lambda mp, y, x: -y / (x * x + y * y)),
+        (ro.safe_arctan2, 1, (1e25, 2e25), lambda mp, y, x: -y / (x * x + y * y)),
+        (ro.safe_arctan2, 0, (1e-30, -1e-37), lambda mp, y, x: x / (x * x + y * y)),
+        (ro.safe_hypot, 0, (1e30, 2e30), lambda mp, x, y: x / mp.hypot(x, y)),
+        (ro.safe_hypot, 1, (1e-30, 2e-30), lambda mp, x, y: y / mp.hypot(x, y)),
+    ],
+)
+def test_derivatives_that_underflow_overflow_or_cancel(fn, argnum, args, truth):
+    args = tuple(map(f32, args))
+    with mpmath.workprec(200):
+        want = truth(mpmath, *(mpmath.mpf(float(a)) for a in args))
+        assert ulp_distance(jax.grad(fn, argnum)(*args), np.asarray(want, object)) <= 8
+        assert ulp_distance(jax.jacfwd(fn, argnum)(*args), np.asarray(want, object)) <= 8
+
+
+@pytest.mark.parametrize(
+    ("fn", "args", "truth"),
+    [
+        (ro.safe_arccos, (1 - 2**-24,), lambda mp, x: mp.acos(x)),
+        (ro.safe_arcsin, (2.3e-38,), lambda mp, x: x),  # jnp.arcsin gives 0 with jax 0.10.2
+        (ro.safe_arccosh, (1 + 2**-23,), lambda mp, x: mp.acosh(x)),
+        (ro.safe_arccosh, (TOP,), lambda mp, x: mp.acosh(x)),
+        (ro.safe_arctanh, (2**-24 - 1,), lambda mp, x: mp.atanh(x)),
+        (ro.safe_expm1, (0.0077302684,), lambda mp, x: mp.expm1(x)),  # jnp.expm1 5.3 there
+        (ro.safe_expm1, (88.7,), lambda mp, x: mp.expm1(x)),
+        (ro.safe_cbrt, (-1.2e-38,), lambda mp, x: -mp.cbrt(-x)),
+        (ro.safe_hypot, (1e30, 1e30), lambda mp, x, y: mp.hypot(x, y)),
+        (ro.safe_hypot, (1e-30, 1e-30), lambda mp, x, y: mp.hypot(x, y)),
+        (ro.safe_arctan2, (1e30, -1e-30), lambda mp, y, x: mp.atan2(y, x)),
+    ],
+)
+def test_values_at_the_ends_of_the_domain(fn, args, truth):
+    args = tuple(map(f32, args))
+    with mpmath.workprec(200):
+        want = truth(mpmath, *(mpmath.mpf(float(a)) for a in args))
+        assert ulp_distance(fn(*args), np.asarray(want, object)) <= 4
+
+
+def test_logarithms_of_powers_of_ten_are_integers():
+    assert np.array_equal(ro.safe_log10(f32([1, 10, 100, 1000, 1e6])), [0, 1, 2, 3, 6])
+
+
 def test_squared_norm_is_smooth_at_zero():
     assert not np.any(jax.grad(lambda x: ro.safe_norm(x) ** 2)(jnp.zeros(3)))
+
+
+@pytest.mark.parametrize("scale", [0, 1e-38, 1e-20, 1, 1e18])
+def test_sum_of_squares_has_the_right_hessian(scale):
+    """`safe_norm(x) ** 2` has Hessian 0 at 0; its docstring names this sum."""
+    x = scale * f32([1, -2, 2])
+    squares = lambda x: ro.safe_square(x).sum()
+    assert np.array_equal(jax.grad(squares)(x), 2 * x)
+    assert np.array_equal(jax.hessian(squares)(x), 2 * np.eye(3))
+
+
+GENERATORS = np.asarray(
+    [[[0, 0, 0], [0, 0, -1], [0, 1, 0]], [[0, 0, 1], [0, 0, 0], [-1, 0, 0]],
+     [[0, -1, 0], [1, 0, 0], [0, 0, 0]]], np.float32,
+)  # fmt: skip
+
+
+def rotation(v):
+    """Rodrigues' formula I + sinc(t) K + sinc(t/2)^2 K^2 / 2, with t = |v|."""
+    angle = ro.safe_norm(v)
+    sinc = lambda t: ro.safe_div(jnp.sin(t), t, fill=1)
+    k = jnp.tensordot(v, GENERATORS, 1)
+    return jnp.eye(3) + sinc(angle) * k + ro.safe_square(sinc(angle / 2)) / 2 * (k @ k)
+
+
+@pytest.mark.parametrize("scale", [0, 1e-38, 1e-25, 1e-10, 1e-5])
+def test_gradient_of_a_rotation_near_the_identity(scale):
+    v = scale * f32([1, -2, 2])
+    for mode in (jax.jacfwd, jax.jacrev):
+        got = mode(rotation)(v)
+        np.testing.assert_allclose(got, np.moveaxis(GENERATORS, 0, -1), atol=1e-6 + 4 * scale)
+
+
+def test_hessian_of_a_rotation_at_the_identity():
+    products = np.einsum("iab,jbc->acij", GENERATORS, GENERATORS)
+    want = (products + products.swapaxes(2, 3)) / 2
+    np.testing.assert_allclose(jax.hessian(rotation)(jnp.zeros(3)), want, atol=1e-7)
+
+
+def test_rotation_by_a_right_angle():
+    quarter = rotation(f32([0, 0, math.pi / 2]))
+    np.testing.assert_allclose(quarter, [[0, -1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
 
 
 def test_floor_and_extension():
@@ -84,14 +195,40 @@ def test_floor_and_extension():
     assert np.array_equal(jax.vmap(jax.grad(log))(x), [2, 2, 2, 0.5])
     flat = lambda x: ro.safe_log(x, floor=0.5)
     assert np.array_equal(jax.vmap(jax.grad(flat))(x), [0, 0, 2, 0.5])
-    for fn in (ro.safe_log, ro.safe_log1p, ro.safe_sqrt, ro.safe_rsqrt):
-        for options in ({"extend": "linear"}, {"floor": 0.25}, {"floor": 0.25, "extend": "linear"}):
-            check_total(lambda v, fn=fn, o=options: fn(v, **o), edge_cases(jnp.float32))
+
+
+ONE_END = [ro.safe_log, ro.safe_log1p, ro.safe_log2, ro.safe_log10, ro.safe_sqrt, ro.safe_rsqrt]
+TWO_ENDS = [ro.safe_arcsin, ro.safe_arccos, ro.safe_arctanh]
+
+
+@pytest.mark.parametrize("fn", [*ONE_END, *TWO_ENDS, ro.safe_arccosh], ids=lambda fn: fn.__name__)
+def test_every_extension_is_one_function(fn, x64):
+    """Total in float16 too, a constant or a line beyond the floor, and its own derivative."""
+    floor = 1.25 if fn is ro.safe_arccosh else 0.25
+    ends = [1 - floor, floor - 1] if fn in TWO_ENDS else [floor]
+    for options in ({"extend": "linear"}, {"floor": floor}, {"floor": floor, "extend": "linear"}):
+        extended = lambda v, o=options: fn(v, **o)
+        check_total(extended, edge_cases(jnp.float32))
+        if "floor" not in options:
+            check_total(extended, edge_cases(jnp.float16))
+            continue
+        linear = "extend" in options
+        for end, outward in zip(ends, (1, -1) if fn in TWO_ENDS else (-1,), strict=True):
+            inside = jax.grad(fn)(end - outward * 1e-12)
+            for distance in (0.1, 1.0, 100.0):
+                x = end + outward * distance
+                rise = float(inside) * outward * distance if linear else 0.0
+                np.testing.assert_allclose(extended(x), fn(end) + rise, rtol=1e-9)
+                slope = jax.grad(extended)(x)
+                np.testing.assert_allclose(slope, inside if linear else 0.0, rtol=1e-9)
 
 
 def test_fill():
     assert ro.safe_div(f32(1), f32(0), fill=7) == 7
     assert ro.safe_div(f32(1), f32(2), fill=7) == 0.5
+    assert ro.safe_reciprocal(f32(-0.0), fill=7) == 7
+    assert ro.safe_reciprocal(f32(2), fill=7) == 0.5
+    assert jax.grad(lambda x: ro.safe_reciprocal(x, fill=7))(f32(0)) == 0
     check_total(
         lambda x, y: ro.safe_div(x, y, fill=7.0), *np.meshgrid(*[edge_cases("float32")] * 2)
     )
@@ -238,6 +375,10 @@ def test_explicitly_sharded_arguments():
         (lambda x: ro.safe_div(x, jnp.ones(4)), ValueError, r"safe_div: the shapes \(2, 3\) and"),
         (lambda x: ro.safe_div(x, x, fill=inf), ValueError, "fill must be finite"),
         (lambda x: ro.safe_div(x, x, fill=x), TypeError, "fill must be a Python number"),
+        (lambda x: ro.safe_reciprocal(x, fill=inf), ValueError, "safe_reciprocal: fill must be"),
+        (lambda x: ro.safe_arccos(x, floor=1.5), ValueError, "floor must be at most 1, got 1.5"),
+        (lambda x: ro.safe_arccosh(x, floor=0.5), ValueError, "must be finite and at least 1"),
+        (lambda x: ro.safe_hypot(x, jnp.ones(4)), ValueError, r"safe_hypot: the shapes \(2, 3\)"),
         (lambda x: ro.safe_log(x, floor=0.0), ValueError, "floor must be finite and at least"),
         (lambda x: ro.safe_log(x, floor=inf), ValueError, "floor must be finite and at least"),
         (lambda x: ro.safe_log(x, floor=x), TypeError, "floor must be a Python number"),
