@@ -24,6 +24,14 @@ def x64():
         yield
 
 
+@pytest.fixture(params=["eager", "cond", "select"])
+def run(request, monkeypatch):
+    """Compiles a function in each form that the decision can take, or leaves it eager."""
+    if request.param == "select":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *, cpu, default: default())
+    return (lambda f: f) if request.param == "eager" else jax.jit
+
+
 @pytest.fixture(scope="session")
 def issue_cases():
     """Real failures kept beside the project; absent from a bare checkout."""

@@ -13,8 +13,8 @@ from sklearn.datasets import load_breast_cancer, load_digits
 
 from robustops import losses
 from robustops.models import Autoencoder, Classifier, SequenceClassifier
-from robustops.optim import guard, skip_nonfinite
-from robustops.train import RobustScaler, StandardScaler, StuckError, fit, rescale_init
+from robustops.optim import StuckError, guard, skip_nonfinite
+from robustops.train import RobustScaler, StandardScaler, fit, rescale_init
 
 CROSS_ENTROPY = losses.softmax_cross_entropy_with_integer_labels
 MODELS: dict[str, Any] = {

@@ -19,14 +19,30 @@ def check_inner(where: str, inner: Any) -> optax.GradientTransformationExtraArgs
     return optax.with_extra_args_support(inner)
 
 
-def check_number(where: str, name: str, value: Any, *, zero: bool = False) -> None:
-    """Refuses a value that is not a number > 0 (>= 0 with `zero`); traced values pass."""
+def check_number(
+    where: str,
+    name: str,
+    value: Any,
+    *,
+    zero: bool = False,
+    below: float | None = None,
+    most: float | None = None,
+    least: float | None = None,
+) -> None:
+    """Refuses what is not a number > 0 (>= 0 with `zero`) and in bounds; traced values pass."""
     if isinstance(value, Tracer):
         return
-    bound = ">= 0" if zero else "> 0"
+    bound = ">= 0" if zero else "> 0" if least is None else f">= {least}"
+    bound += f" and < {below}" if below is not None else ""
+    bound += f" and <= {most}" if most is not None else ""
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{where}: {name} must be a number {bound}, got {value!r}")
-    if not (value >= 0 if zero else value > 0):
+    inside = value >= (least or 0) if zero or least is not None else value > 0
+    if below is not None:
+        inside = inside and value < below
+    if most is not None:
+        inside = inside and value <= most
+    if not inside:
         raise ValueError(f"{where}: {name} must be {bound}, got {value}")
 
 

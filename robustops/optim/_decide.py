@@ -1,8 +1,9 @@
 """The one decision of every guard: take the whole step, or leave everything as it was."""
 
 import functools
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,72 +11,193 @@ import optax
 from jax import lax
 from jax.core import Tracer
 
-from robustops.optim._checks import check_same_leaves
-from robustops.optim._norms import is_float
+from robustops.optim._checks import check_inner, check_params, check_same_leaves
+from robustops.optim._norms import AxisName, all_shards, is_float
 
-AxisName = Hashable | tuple[Hashable, ...] | None
-Step = Callable[[], tuple[optax.Updates, optax.OptState]]
-
-
-def all_shards(ok: jax.Array, axis_name: AxisName) -> jax.Array:
-    """Whether `ok` holds on every shard along `axis_name`."""
-    if axis_name is None:
-        return ok
-    return lax.psum((~ok).astype(jnp.int32), axis_name) == 0
+Step = Callable[[], tuple[Any, optax.OptState]]
 
 
-def decide(
-    step: Step,
-    ok: jax.Array,
+class Rescue(NamedTuple):
+    """A third outcome: everything as it was in a snapshot."""
+
+    wanted: Callable[[jax.Array], jax.Array]
+    """Whether to return to the snapshot, given whether the step could be taken."""
+    params: optax.Params
+    inner_state: optax.OptState
+
+
+class Proposal(NamedTuple):
+    """A step that is not yet taken."""
+
+    step: Step
+    """Makes the updates and the next inner state; pure, and may be computed twice."""
+    ok: jax.Array
+    """What is known already, for instance that the norm of the gradient is finite."""
+    grads: optax.Updates
+    """Judged as well, leaf by leaf; `()` where `ok` says it all."""
+    inner_state: optax.OptState
+    """Kept, bit for bit, if the step is refused."""
+    params: optax.Params | None
+    """If given, ``params + updates`` must stay finite too."""
+    axis_name: AxisName
+    """Mapped axes over which all shards must agree."""
+    commit: Callable[[jax.Array, optax.OptState], Any]
+    """The whole next state, from whether the step was taken and the next inner state."""
+    rescue: Rescue | None = None
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """The `update` of a guard, with a second form that makes the new parameters as well."""
+
+    propose: Callable[[optax.Updates, Any, optax.Params | None, dict[str, Any]], Proposal]
+    innermost: Callable[[Any], optax.OptState]
+    """The state that is kept on a refused step, out of the whole state."""
+
+    def __call__(
+        self,
+        updates: optax.Updates,
+        state: Any,
+        params: optax.Params | None = None,
+        **extra_args: Any,
+    ) -> tuple[optax.Updates, Any]:
+        """The `update` of the optax protocol."""
+        p = self.propose(updates, state, params, extra_args)
+        new, inner_state, ok = _decide(p, lambda u: u, _no_update, _update_to)
+        return new, p.commit(ok, inner_state)
+
+    def apply(
+        self, updates: optax.Updates, state: Any, params: optax.Params, **extra_args: Any
+    ) -> tuple[optax.Params, Any]:
+        """The new parameters, and the new state."""
+        return _apply(self.propose(updates, state, params, extra_args))
+
+
+def guarded_apply(
+    tx: optax.GradientTransformation | optax.MultiSteps,
     grads: optax.Updates,
-    inner_state: optax.OptState,
-    params: optax.Params | None,
-    axis_name: AxisName,
-) -> tuple[optax.Updates, optax.OptState, jax.Array]:
-    """Result of `step()` if nothing in it is newly non-finite, else no step at all.
+    opt_state: optax.OptState,
+    params: optax.Params,
+    **extra_args: Any,
+) -> tuple[optax.Params, optax.OptState]:
+    """Updates and applies in one decision: the new parameters and state, or the old, bit for bit.
+
+    It stands for ``updates, opt_state = tx.update(grads, opt_state, params)`` and
+    ``optax.apply_updates(params, updates)``, and is the cheapest form on every platform.
+
+    Around `guard`, `skip_nonfinite`, `dynamic_loss_scale` and `rollback` the decision is theirs.
+    Any other transformation is refused if something newly non-finite comes out of it, in the
+    parameters or in its state; that leaves no trace, so wrap it in `skip_nonfinite` to count, and
+    under `shard_map`, where that takes the axis name.
 
     Args:
-        step: makes the updates and the next inner state; pure, and may be computed twice.
-        ok: what is known already, for instance that the norm of the gradient is finite.
-        grads: judged as well, leaf by leaf; pass `()` where `ok` says it all.
-        inner_state: kept, bit for bit, if the step is refused.
-        params: if given, ``params + updates`` must stay finite too.
-        axis_name: mapped axes over which all shards must agree.
+        tx: any optax transformation.
+        grads: gradients, as for `tx.update`.
+        opt_state: state of `tx`.
+        params: parameters that were differentiated.
+        **extra_args: passed on to `tx.update`.
 
     Returns:
-        updates, inner state, and whether the step was taken.
+        parameters and optimizer state after the step.
+
+    Raises:
+        TypeError: `tx` is not a transformation.
+        ValueError: `params` is None, or its leaves are not those of `grads`.
     """
-    taken = step()
-    updates, new_state = taken
-    finite = [jnp.isfinite(g) for g in jax.tree.leaves(grads) if is_float(g)]
-    finite += _stay_finite(inner_state, new_state) + _updates_finite(updates, params)
-    size = _leaf_counts(updates)
-    ok = all_shards(ok & _all(finite, size), axis_name)
+    tx = check_inner("guarded_apply", tx)
+    if isinstance(tx.update, Guarded):
+        return tx.update.apply(grads, opt_state, params, **extra_args)
+    step = lambda: tx.update(grads, opt_state, params, **extra_args)
+    return _apply(
+        Proposal(step, jnp.bool_(True), (), opt_state, params, None, lambda ok, state: state)
+    )
+
+
+def _apply(p: Proposal) -> tuple[optax.Params, Any]:
+    check_params("guarded_apply", p.params)
+    add = lambda updates: optax.apply_updates(p.params, updates)  # pyright: ignore[reportArgumentType]
+    keep, restore = (lambda updates: p.params), (lambda updates, params, snapshot: snapshot)
+    params, inner_state, ok = _decide(p, add, keep, restore)
+    return params, p.commit(ok, inner_state)
+
+
+def _decide(
+    p: Proposal,
+    finish: Callable[[optax.Updates], Any],
+    keep: Callable[[optax.Updates], Any],
+    restore: Callable[[optax.Updates, Any, Any], Any],
+) -> tuple[Any, optax.OptState, jax.Array]:
+    """Result of the step if nothing in it is newly non-finite, else no step at all.
+
+    Args:
+        p: the step.
+        finish: what to return for the updates of a step that is taken.
+        keep: the same for a step that is refused.
+        restore: the same for a return to a snapshot, from updates, parameters and snapshot.
+
+    Returns:
+        the finished updates, the inner state, and whether the step could be taken.
+    """
+    updates, new_state = p.step()
+    finite = [jnp.isfinite(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
+    finite += _stay_finite(p.inner_state, new_state) + _updates_finite(updates, p.params)
+    ok = all_shards(p.ok & _all(finite, _leaf_counts(updates)), p.axis_name)
+
+    def take() -> tuple[Any, optax.OptState]:
+        updates, state = p.step()
+        return finish(updates), state
+
+    outcomes = [(keep(updates), p.inner_state), (finish(updates), new_state)]
+    which = ok.astype(jnp.int32)
+    if p.rescue is not None:
+        outcomes.append((restore(updates, p.params, p.rescue.params), p.rescue.inner_state))
+        which = jnp.where(p.rescue.wanted(ok), 2, which)
+
+    def select() -> tuple[Any, optax.OptState]:
+        chosen = outcomes[0]
+        for i, outcome in enumerate(outcomes[1:], 1):
+            chosen = jax.tree.map(functools.partial(jnp.where, which == i), outcome, chosen)
+        return chosen
+
+    def branch() -> tuple[Any, optax.OptState]:
+        branches = [lambda: outcomes[0], take, lambda: outcomes[-1]]
+        return lax.switch(which, branches[: len(outcomes)])
+
+    types = [[jax.typeof(x) for x in jax.tree.leaves(outcome)] for outcome in outcomes]
+    if not isinstance(which, Tracer) or any(t != types[0] for t in types):
+        new, state = select()
+    else:
+        # Accelerators fuse the select with the inner update. XLA for CPU copies both trees for it
+        # (measured: 4x to 6x a bare Adam step); there `step` is computed once for its verdict only,
+        # which stores a byte an element, and once more, in place, in the branch that is taken.
+        new, state = lax.platform_dependent(cpu=branch, default=select)
+    return new, state, ok
+
+
+def _no_update(updates: optax.Updates) -> optax.Updates:
     # -0.0 and not 0.0: x + -0.0 is x for every x, while -0.0 + 0.0 loses its sign.
-    zeros = jax.tree.map(lambda u: jnp.full_like(u, -0.0 if is_float(u) else 0), updates)
-    refused = (zeros, inner_state)
+    return jax.tree.map(lambda u: jnp.full_like(u, -0.0 if is_float(u) else 0), updates)
 
-    def select() -> tuple[optax.Updates, optax.OptState]:
-        return jax.tree.map(functools.partial(jnp.where, ok), taken, refused)
 
-    def branch() -> tuple[optax.Updates, optax.OptState]:
-        return lax.cond(ok, step, lambda: refused)
-
-    types = [[jax.typeof(x) for x in jax.tree.leaves(tree)] for tree in (taken, refused)]
-    if not isinstance(ok, Tracer) or types[0] != types[1]:
-        updates, new_state = select()
-        return updates, new_state, ok
-    # Accelerators fuse the select with the inner update. XLA for CPU copies both trees for it
-    # (measured: 4x to 6x a bare Adam step); there `step` is computed once for its verdict only,
-    # which stores nothing, and once more, in place, in the branch that is taken (2x).
-    updates, new_state = lax.platform_dependent(cpu=branch, default=select)
-    return updates, new_state, ok
+def _update_to(updates: optax.Updates, params: Any, snapshot: Any) -> optax.Updates:
+    """The updates that lead from `params` to `snapshot`, up to rounding."""
+    leaves, treedef = jax.tree.flatten(updates)
+    rows = zip(leaves, jax.tree.leaves(params), jax.tree.leaves(snapshot), strict=True)
+    # Like the update in dtype, which may be wider than the parameter's and then rounds less.
+    return treedef.unflatten([s.astype(u.dtype) - p.astype(u.dtype) for u, p, s in rows])
 
 
 def _stay_finite(old: Any, new: Any) -> list[jax.Array]:
-    """Per element: finite, or not finite before (some states start at inf, as a best loss does)."""
-    pairs = zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True)
-    return [jnp.isfinite(y) | ~jnp.isfinite(x) for x, y in pairs if is_float(y) and is_float(x)]
+    """Per element: finite, or not finite before (some states start at inf, as a best loss does).
+
+    A `last_norm` is a report, which is meant to show a NaN.
+    """
+    rows = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True)
+    return [
+        jnp.isfinite(y) | ~jnp.isfinite(x)
+        for (path, x), y in rows
+        if is_float(y) and is_float(x) and not jax.tree_util.keystr(path).endswith(".last_norm")
+    ]
 
 
 def _updates_finite(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:

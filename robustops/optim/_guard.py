@@ -6,15 +6,18 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax import lax
 from jax.typing import ArrayLike
 
 from robustops.optim._checks import check_count, check_inner, check_number, check_params
 from robustops.optim._clip import as_float32, count_if, params_of, unit_limits
-from robustops.optim._decide import AxisName, all_shards, decide
+from robustops.optim._decide import Guarded, Proposal
+from robustops.optim._learned import DECAY, WARMUP, NormStatistics
 from robustops.optim._norms import (
+    AxisName,
     Norm,
+    all_shards,
     float_leaves,
+    largest,
     leaf_norms,
     map_floats,
     total_norm,
@@ -55,6 +58,8 @@ class GuardState(NamedTuple):
     """Updates taken with a gradient that was scaled down, int32."""
     last_norm: jax.Array
     """Global norm of the last gradient before clipping, float32; NaN if it was not finite."""
+    norms: NormStatistics
+    """Norms of the steps taken, cut at `max_norm`; `max_zscore` is measured by them."""
 
 
 def skip_nonfinite(
@@ -76,7 +81,8 @@ def skip_nonfinite(
     accumulator for good, since MultiSteps clears it by multiplying by 0: every later step is
     refused, and `health` says stuck.
 
-    Compiled for CPU, the inner update is computed a second time for the check.
+    Compiled for CPU, the inner update is computed a second time for the check. The cheapest form is
+    `guarded_apply`.
 
     Args:
         inner: any optax transformation. Extra arguments of `update` are passed on to it.
@@ -97,28 +103,32 @@ def skip_nonfinite(
     def init(params: optax.Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(tx.init(params), *_no_steps())
 
-    def update(
+    def propose(
         updates: optax.Updates,
         state: SkipNonfiniteState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, SkipNonfiniteState]:
-        def step() -> tuple[optax.Updates, optax.OptState]:
-            return tx.update(updates, state.inner_state, params, **extra_args)
-
-        new_updates, inner_state, ok = decide(
-            step, jnp.bool_(True), updates, state.inner_state, params, axis_name
+        params: optax.Params | None,
+        extra_args: dict[str, Any],
+    ) -> Proposal:
+        return Proposal(
+            step=lambda: tx.update(updates, state.inner_state, params, **extra_args),
+            ok=jnp.bool_(True),
+            grads=updates,
+            inner_state=state.inner_state,
+            params=params,
+            axis_name=axis_name,
+            commit=lambda ok, inner_state: SkipNonfiniteState(
+                inner_state, *_count(ok, state, max_consecutive)
+            ),
         )
-        counters = _count(ok, state, max_consecutive)
-        return new_updates, SkipNonfiniteState(inner_state, *counters)
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost))  # pyright: ignore[reportArgumentType]
 
 
 def guard(
     inner: optax.GradientTransformation | optax.MultiSteps,
     *,
     max_norm: ArrayLike | None = 1.0,
+    max_zscore: ArrayLike | None = 5.0,
     clipping: ArrayLike | None = None,
     eps: ArrayLike = 1e-3,
     max_relative_update: ArrayLike | None = None,
@@ -127,11 +137,11 @@ def guard(
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that no gradient, however bad, can destroy the run.
 
-    The gradient is clipped as by `clip_by_global_norm` and then, with `clipping`, as by
-    `adaptive_grad_clip`, from one set of sums of squares; the inner update may be capped; and a
-    step is refused as by `skip_nonfinite`. In short
-    ``skip_nonfinite(chain(clip_by_global_norm(max_norm), adaptive_grad_clip(clipping, eps), inner,
-    cap))``, in one pass over the gradient.
+    The gradient is clipped as by `clip_by_global_norm`, `clip_by_zscore` and then, with `clipping`,
+    as by `adaptive_grad_clip`, from one set of sums of squares; the inner update may be capped; and
+    a step is refused as by `skip_nonfinite`. In short ``skip_nonfinite(chain(
+    clip_by_global_norm(max_norm), clip_by_zscore(max_zscore), adaptive_grad_clip(clipping, eps),
+    inner, cap))``, in one pass over the gradient.
 
     The cap bounds the final update u of each parameter leaf p, whatever the learning rate:
     ||u|| <= r max(||p||, eps sqrt(n)), with n the number of elements, so that a parameter at zero
@@ -141,6 +151,9 @@ def guard(
     Args:
         inner: any optax transformation. Extra arguments of `update` are passed on to it.
         max_norm: largest global norm of the gradient, > 0; None for no such limit.
+        max_zscore: how many deviations the norm may lie above the mean of the norms so far, > 0;
+            None for no such limit. The default leaves ordinary steps alone: it passes any norm up
+            to 1.5 times the mean, and the first 25.
         clipping: largest ratio of a unit's gradient norm to its parameter norm, > 0; None for no
             such limit. Needs `params` in `update`.
         eps: smallest parameter norm (of a unit, for `clipping`) or root mean square (of a leaf,
@@ -161,6 +174,7 @@ def guard(
     tx = check_inner("guard", inner)
     for name, value in [
         ("max_norm", max_norm),
+        ("max_zscore", max_zscore),
         ("clipping", clipping),
         ("max_relative_update", max_relative_update),
     ]:
@@ -172,22 +186,27 @@ def guard(
     def init(params: optax.Params) -> GuardState:
         counters = _no_steps()
         zero = jnp.zeros((), jnp.int32)
-        return GuardState(tx.init(params), *counters, zero, jnp.zeros((), jnp.float32))
+        last_norm, norms = jnp.zeros((), jnp.float32), NormStatistics.empty()
+        return GuardState(tx.init(params), *counters, zero, last_norm, norms)
 
-    def update(
+    def propose(
         updates: optax.Updates,
         state: GuardState,
-        params: optax.Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[optax.Updates, GuardState]:
+        params: optax.Params | None,
+        extra_args: dict[str, Any],
+    ) -> Proposal:
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
         norms = leaf_norms(float_leaves(updates), whole if clipping is None else units)
         norm = total_norm(norms)
-        ok = all_shards(jnp.isfinite(norm.scaled), axis_name)
-        norm = _largest(norm, axis_name)
+        finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
+        norm = largest(norm, axis_name)
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
         limit = jnp.asarray(jnp.inf if max_norm is None else max_norm, norm.scaled.dtype)
+        size = jnp.minimum(as_float32(norm), limit.astype(jnp.float32))
+        if max_zscore is not None:
+            learned = state.norms.limit(size, max_zscore, WARMUP)
+            limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
         limits: list[jax.Array] | None = None
         if clipping is not None:
@@ -208,16 +227,36 @@ def guard(
                 proposed = _cap(proposed, params, max_relative_update, eps)
             return proposed, inner_state
 
-        new_updates, inner_state, ok = decide(step, ok, (), state.inner_state, params, axis_name)
-        last_norm = jnp.where(jnp.isfinite(norm.scaled), as_float32(norm), jnp.nan)
-        return new_updates, GuardState(
-            inner_state,
-            *_count(ok, state, max_consecutive),
-            clipped=count_if(ok & clips, state.clipped),
-            last_norm=last_norm,
-        )
+        def commit(ok: jax.Array, inner_state: optax.OptState) -> GuardState:
+            seen = state.norms
+            if max_zscore is not None:
+                seen = seen.observe(jnp.where(ok, size, jnp.nan), max_zscore, DECAY, WARMUP)
+            return GuardState(
+                inner_state,
+                *_count(ok, state, max_consecutive),
+                clipped=count_if(ok & clips, state.clipped),
+                last_norm=jnp.where(jnp.isfinite(norm.scaled), as_float32(norm), jnp.nan),
+                norms=seen,
+            )
 
-    return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore[reportArgumentType]
+        return Proposal(step, finite, (), state.inner_state, params, axis_name, commit)
+
+    return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost))  # pyright: ignore[reportArgumentType]
+
+
+def guarded(
+    where: str, inner: optax.GradientTransformation | optax.MultiSteps, axis_name: AxisName
+) -> tuple[optax.GradientTransformationExtraArgs, Guarded]:
+    """`inner`, in `skip_nonfinite` unless it is a guard already, and its `update`."""
+    tx = check_inner(where, inner)
+    if not isinstance(tx.update, Guarded):
+        tx = skip_nonfinite(tx, axis_name=axis_name)
+    assert isinstance(tx.update, Guarded)
+    return tx, tx.update
+
+
+def _innermost(state: SkipNonfiniteState | GuardState) -> optax.OptState:
+    return state.inner_state
 
 
 def _no_steps() -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -236,17 +275,6 @@ def _count(
         consecutive,
         consecutive >= max_consecutive,
     )
-
-
-def _largest(norm: Norm, axis_name: AxisName) -> Norm:
-    """The largest norm of all shards, so that they clip by one factor."""
-    if axis_name is None:
-        return norm
-    scale = lax.pmin(norm.scale, axis_name)
-    scaled = norm.scaled * (scale / norm.scale)
-    # pmax may drop a NaN: it is put back wherever one shard is not finite.
-    finite = all_shards(jnp.isfinite(scaled), axis_name)
-    return Norm(jnp.where(finite, lax.pmax(scaled, axis_name), jnp.nan), scale)
 
 
 def _share(unit: Norm, total: Norm, limit: jax.Array) -> jax.Array:

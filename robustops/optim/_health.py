@@ -1,13 +1,23 @@
 """Reading the counters of the guards, wherever in an optimizer state they are."""
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from robustops.optim._clip import ClipByGlobalNormState
 from robustops.optim._guard import GuardState, SkipNonfiniteState
+from robustops.optim._learned import ClipByPercentileState, ClipByZscoreState
+from robustops.optim._rollback import RollbackState
+from robustops.optim._scale import DynamicLossScaleState
+
+Tree = TypeVar("Tree")
+
+
+class StuckError(RuntimeError):
+    """A guard refuses step after step: the same steps would be refused forever."""
 
 
 class Health(NamedTuple):
@@ -24,19 +34,26 @@ class Health(NamedTuple):
     last_norm: jax.Array
     """Global norm of the last gradient before clipping; NaN where nothing measures it."""
     stuck: jax.Array
-    """Whether `max_consecutive` updates in a row were refused, up to the last one."""
+    """Whether `max_consecutive` updates in a row were refused, up to the last one, or another
+    return of `rollback` was due after `max_rollbacks`."""
+    scale: jax.Array
+    """What `dynamic_loss_scale` wants the next loss multiplied by; 1 without it."""
+    rollbacks: jax.Array
+    """Returns of `rollback` to its snapshot."""
 
 
-_STATES = (SkipNonfiniteState, GuardState, ClipByGlobalNormState)
+_REFUSE = (SkipNonfiniteState, GuardState)
+_CLIP = (GuardState, ClipByGlobalNormState, ClipByZscoreState, ClipByPercentileState)
+_STATES = (*_REFUSE, *_CLIP, DynamicLossScaleState, RollbackState)
 
 
 def health(opt_state: Any) -> Health:
     """Counters and last norm of the guards in an optimizer state.
 
-    Finds the states of `guard`, `skip_nonfinite` and `clip_by_global_norm` at any depth of `chain`,
-    `multi_transform`, `masked`, `inject_hyperparams`, `MultiSteps` or `flax.nnx.Optimizer`. With
-    several of them (`multi_transform`, or one in another) `skipped` and `clipped` are added up,
-    the others are the largest.
+    Finds the states of this module's transformations at any depth of `chain`, `multi_transform`,
+    `masked`, `inject_hyperparams`, `MultiSteps` or `flax.nnx.Optimizer`. With several of one kind
+    (`multi_transform`, or one in another) `skipped`, `clipped` and `rollbacks` are added up, the
+    scale is the smallest, the others are the largest.
 
     Args:
         opt_state: an optimizer state, or an object with an `opt_state` such as `nnx.Optimizer`.
@@ -45,28 +62,103 @@ def health(opt_state: Any) -> Health:
         A `Health`, which may be returned from jit.
 
     Raises:
-        ValueError: no `guard` or `skip_nonfinite` is in there.
+        ValueError: no transformation that refuses steps (`guard`, `skip_nonfinite`,
+            `dynamic_loss_scale`, `rollback`) is in there.
     """
     found = list(_find(getattr(opt_state, "opt_state", opt_state)))
-    guards = [s for s in found if not isinstance(s, ClipByGlobalNormState)]
-    if not guards:
+
+    def read(kind: Any, field: str, default: Any, dtype: Any = jnp.int32) -> jax.Array:
+        # A field is an array, or a flax variable: a node with the array as its one leaf.
+        values = [jax.tree.leaves(getattr(s, field))[0] for s in found if isinstance(s, kind)]
+        return jnp.stack([jnp.asarray(v) for v in values or [jnp.asarray(default, dtype)]])
+
+    if not any(isinstance(s, _REFUSE) for s in found):
         raise ValueError(
             "health: no state of robustops.optim.guard or skip_nonfinite in this optimizer state;"
             " wrap the optimizer, as in guard(optax.adam(1e-3)), and pass the state from its init"
         )
-    clips = [s for s in found if not isinstance(s, SkipNonfiniteState)]
-
-    def read(states: list[Any], field: str) -> jax.Array:
-        # A field is an array, or a flax variable: a node with the array as its one leaf.
-        return jnp.stack([jnp.asarray(jax.tree.leaves(getattr(s, field))[0]) for s in states])
-
     return Health(
-        steps=read(guards, "steps").max(),
-        skipped=read(guards, "skipped").sum(dtype=jnp.int32),
-        consecutive_skipped=read(guards, "consecutive_skipped").max(),
-        clipped=read(clips, "clipped").sum(dtype=jnp.int32) if clips else jnp.zeros((), jnp.int32),
-        last_norm=read(clips, "last_norm").max() if clips else jnp.full((), jnp.nan, jnp.float32),
-        stuck=read(guards, "stuck").any(),
+        steps=read(_REFUSE, "steps", 0).max(),
+        skipped=read(_REFUSE, "skipped", 0).sum(dtype=jnp.int32),
+        consecutive_skipped=read(_REFUSE, "consecutive_skipped", 0).max(),
+        clipped=read(_CLIP, "clipped", 0).sum(dtype=jnp.int32),
+        last_norm=read(_CLIP, "last_norm", jnp.nan, jnp.float32).max(),
+        stuck=read((*_REFUSE, RollbackState), "stuck", False).any(),
+        scale=read(DynamicLossScaleState, "scale", 1, jnp.float32).min(),
+        rollbacks=read(RollbackState, "rollbacks", 0).sum(dtype=jnp.int32),
+    )
+
+
+def raise_if_stuck(opt_state: Any) -> None:
+    """Raises if a guard has given up hope: outside jit, once an epoch or every hundred steps.
+
+    Args:
+        opt_state: as for `health`.
+
+    Raises:
+        StuckError: `health(opt_state).stuck`. It says what happened, since which update, and what
+            to try.
+        TypeError: the state is traced.
+        ValueError: as for `health`.
+    """
+    now = health(opt_state)
+    if isinstance(now.stuck, Tracer):
+        raise TypeError(
+            "raise_if_stuck: the state is traced; call it outside jit, with the state that the"
+            " jitted step returned"
+        )
+    if now.stuck:
+        raise StuckError(_account(Health(*(x.item() for x in jax.device_get(now)))))
+
+
+def unless_refused(opt_state: Any, new: Tree, old: Tree) -> Tree:
+    """`new`, or `old` if the last update was refused: for what the optimizer does not hold.
+
+    Such as BatchNorm statistics, which the batch of a refused step has spoilt::
+
+        stats = unless_refused(opt_state, new_stats, stats)
+
+    With flax.nnx, where the model and the optimizer's step count are changed in place::
+
+        rest = lambda: nnx.as_pure(nnx.state((model, optimizer.step), nnx.Not(nnx.Param)))
+        kept = rest()
+        ...  # loss, gradients, optimizer.update(model, grads)
+        nnx.update((model, optimizer.step), unless_refused(optimizer, rest(), kept))
+
+    Args:
+        opt_state: after the update; as for `health`.
+        new: pytree of arrays.
+        old: the same, from before the step.
+
+    Returns:
+        One of the two, chosen on the device.
+    """
+    refused = health(opt_state).consecutive_skipped > 0
+    return jax.tree.map(lambda n, o: jnp.where(refused, o, n), new, old)
+
+
+def _account(now: Health) -> str:
+    if now.consecutive_skipped == 0:
+        return (
+            f"rollback has returned to its snapshot {now.rollbacks} times, and the value has blown"
+            f" up again by update {now.steps}. Lower the learning rate, let rate_decay=0.5 lower it"
+            " at each return, or cap the step: guard(inner, max_relative_update=0.02)."
+        )
+    first = now.steps - now.consecutive_skipped + 1
+    text = (
+        f"the last {now.consecutive_skipped} updates were refused, from update {first} to"
+        f" {now.steps} ({now.skipped} refused in all); the parameters are those before update"
+        f" {first}. "
+    )
+    if now.last_norm == now.last_norm and now.last_norm != float("inf"):
+        return text + (
+            f"The last gradient was finite, of norm {now.last_norm:.3g}: the step overflows in the"
+            " optimizer or in the parameters. Lower the learning rate, clip the gradient, or cap"
+            " the step: guard(inner, max_relative_update=0.02)."
+        )
+    return text + (
+        "A NaN or inf is in the gradient, or appears in the step. Look at the batch and the loss at"
+        " these parameters: robustops.diagnose finds the operation that makes the first one."
     )
 
 
@@ -74,5 +166,4 @@ def _find(tree: Any) -> Iterator[Any]:
     for node in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, _STATES)):
         if isinstance(node, _STATES):
             yield node
-            if not isinstance(node, ClipByGlobalNormState):
-                yield from _find(node.inner_state)
+            yield from _find(getattr(node, "inner_state", ()))

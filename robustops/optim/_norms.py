@@ -1,7 +1,7 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,7 @@ from jax import lax
 from jax.core import Tracer
 
 Axes = tuple[int, ...]
+AxisName = Hashable | tuple[Hashable, ...] | None
 
 
 class Norm(NamedTuple):
@@ -111,6 +112,24 @@ def total_norm(norms: Sequence[Norm]) -> Norm:
     for n in norms:
         square += jnp.sum(jnp.square(n.scaled.astype(dtype) * (scale / n.scale.astype(dtype))))
     return Norm(jnp.sqrt(square), scale)
+
+
+def all_shards(ok: jax.Array, axis_name: AxisName) -> jax.Array:
+    """Whether `ok` holds on every shard along `axis_name`."""
+    if axis_name is None:
+        return ok
+    return lax.psum((~ok).astype(jnp.int32), axis_name) == 0
+
+
+def largest(norm: Norm, axis_name: AxisName) -> Norm:
+    """The largest norm of all shards, so that they clip by one factor."""
+    if axis_name is None:
+        return norm
+    scale = lax.pmin(norm.scale, axis_name)
+    scaled = norm.scaled * (scale / norm.scale)
+    # pmax may drop a NaN: it is put back wherever one shard is not finite.
+    finite = all_shards(jnp.isfinite(scaled), axis_name)
+    return Norm(jnp.where(finite, lax.pmax(scaled, axis_name), jnp.nan), scale)
 
 
 def map_floats(fn: Callable[..., Any], tree: Any, *values: Sequence[Any]) -> Any:

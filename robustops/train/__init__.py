@@ -1,7 +1,6 @@
 """Training: scalers, an audit of the initial parameters, and a short guarded loop."""
 
 from ._fit import History as History
-from ._fit import StuckError as StuckError
 from ._fit import fit as fit
 from ._init import LayerAudit as LayerAudit
 from ._init import rescale_init as rescale_init

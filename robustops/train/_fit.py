@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from robustops.ops import safe_mean
-from robustops.optim import Health, guard, health
+from robustops.optim import Health, StuckError, guard, health
 
 from ._data import Data, Kind, check_data, check_targets, kind_of
 
@@ -46,10 +46,6 @@ class History:
     nonfinite: int
     health: Health
     opt_state: Any
-
-
-class StuckError(RuntimeError):
-    """Every step of an epoch was refused: the same steps would be refused forever."""
 
 
 class _Metrics(NamedTuple):
@@ -111,7 +107,7 @@ def fit(
 
     Raises:
       ValueError: bad data or options, as above, with the count and the remedy.
-      StuckError: every step of an epoch was refused.
+      robustops.optim.StuckError: every step of an epoch was refused.
       ImportError: `progress=True` without `rich`.
     """
     for option, value in (("epochs", epochs), ("batch_size", batch_size)):
