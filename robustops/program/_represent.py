@@ -1,0 +1,150 @@
+"""Forms of a variable that have not lost what its value has lost, computed on demand.
+
+`Representations` follows the equations behind a `Node` back to its logarithm, its root, its
+distance from 1, or a product, and returns None where there is no better form than the value.
+Nothing is computed that no rule asks for.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import _jax
+from .._numerics import widen
+from ..ops import safe_div, safe_exp, safe_norm
+from ._represent_beside import complement
+from ._represent_log import log_affine
+from ._represent_logspace import Log, plain_log
+from ._represent_nodes import STRUCTURAL, Node, affine, factors, moved, nonnegative, same
+
+
+class Representations:
+    """The representations of the nodes of one trace, each computed once."""
+
+    def __init__(self):
+        self._known: dict[tuple[Callable, Any], Any] = {}
+
+    def _once(self, rule: Callable, *key):
+        if (rule, *key) not in self._known:
+            self._known[rule, *key] = rule(self, *key)
+        return self._known[rule, *key]
+
+    def inside(self, n: Node) -> Node:
+        """Return the node of the same variable inside the jit or custom rule it came from."""
+        return self._once(_inside, n)
+
+    def log(self, n: Node) -> Log | None:
+        """Return log|n| where that is better than the log of n's value."""
+        return self._once(log_affine, 0.0, 1.0, n)
+
+    def log_beside_one(self, n: Node, sign: int) -> Log | None:
+        """Return log|1 + sign * n| where that is better than the log of its value."""
+        return self._once(log_affine, 1.0, float(sign), n)
+
+    def log_affine(self, offset: float, slope: float, n: Node) -> Log | None:
+        """Return log|offset + slope * n| where that is better than the log of its value."""
+        return self._once(log_affine, offset, slope, n)
+
+    def complement(self, n: Node) -> jax.Array | None:
+        """Return 1 - n with the digits that the subtraction loses, or None."""
+        return self._once(complement, n)
+
+    def root(self, n: Node) -> jax.Array | None:
+        """Return sqrt(n) formed without n, which may over- or underflow, or None."""
+        return self._once(_root, n)
+
+    def product(self, n: Node):
+        """Return exp(n) as a product, and where a factor of it is 0, for n made of logarithms."""
+        return self._once(_product, n)
+
+    def any_log(self, n: Node) -> Log:
+        """Return log|n|, from its value if there is nothing better."""
+        known = self.log(n)
+        return plain_log(0.0, 1.0, n) if known is None else known
+
+
+def _inside(rep, n):
+    assert n.body is not None
+    return n.body()
+
+
+def _root(rep, n):
+    if not n.floating:
+        return None
+    x = n.operand
+    if n.scalar is not None:
+        return None
+    if n.body is not None:
+        return rep.root(rep.inside(n))
+    if n.name in STRUCTURAL:
+        r = rep.root(x)
+        return r if r is None else moved(n, r)
+    any_root = lambda m: jnp.sqrt(widen(m.value)) if (r := rep.root(m)) is None else r
+    match n.name:
+        case "exp":
+            return safe_exp(0.5 * widen(x.value))
+        case "reduce_sum" if nonnegative(x) and (r := rep.root(x)) is not None:
+            axes = n.eqn.params["axes"]
+            return safe_norm(r, axis=axes) if axes else r
+        case "add" | "add_any" if all(map(nonnegative, n.inputs)):
+            if all(rep.root(i) is None for i in n.inputs):
+                return None
+            a, b = jnp.broadcast_arrays(*map(any_root, n.inputs))
+            return safe_norm(jnp.stack([a, b]), axis=0)
+        case "dot_general" if same(*n.inputs):
+            (contract, other), (batch, _) = n.eqn.params["dimension_numbers"]
+            if contract == other and len(contract) + len(batch) == x.aval.ndim and not batch:
+                return safe_norm(widen(x.value), axis=tuple(contract))
+        case "select_n" | "max" | "min" | "clamp" if n.name == "select_n" or nonnegative(n):
+            which = n.inputs[:1] if n.name == "select_n" else ()
+            pieces = n.inputs[len(which) :]
+            if all(rep.root(i) is None for i in pieces):
+                return None
+            return _jax.bind(n.eqn, *[w.value for w in which], *map(any_root, pieces))[0]
+        case "mul" | "div" if not same(*n.inputs) and all(map(nonnegative, n.inputs)):
+            if all(rep.root(i) is None for i in n.inputs):
+                return None
+            a, b = map(any_root, n.inputs)
+            return a * b if n.name == "mul" else safe_div(a, b)
+    if (pair := factors(n)) and same(*pair):
+        return signless(widen(pair[0].value))
+    return None
+
+
+def signless(x):
+    return jnp.where(x < 0, -x, x)
+
+
+def _product(rep, n):
+    if not n.floating or n.scalar is not None:
+        return None
+    if n.body is not None:
+        return rep.product(rep.inside(n))
+    x = n.operand
+    match n.name:
+        case "log":
+            u = widen(x.value)
+            return u, u == 0
+        case "neg":
+            return None
+        case "reduce_sum" if (r := rep.product(x)) is not None:
+            axes = n.eqn.params["axes"]
+            return jnp.prod(r[0], axes), jnp.any(r[1], axes)
+        case "add" if all(rep.product(i) is not None for i in n.inputs):
+            (a, za), (b, zb) = map(rep.product, n.inputs)
+            return a * b, za | zb
+        case "mul" | "div":
+            offset, slope, base = affine(n)
+            r = rep.product(base) if offset == 0 and slope > 0 and base is not n else None
+            return r and (jnp.power(r[0], slope), r[1])
+    if n.name in STRUCTURAL and n.name != "split":
+        r = rep.product(x)
+        return r and (
+            moved(n, r[0]),
+            moved(n, r[1])
+            if n.name in ("broadcast_in_dim", "reshape", "squeeze", "transpose", "slice")
+            else None,
+        )
+    return None

@@ -1,0 +1,403 @@
+"""What each primitive gives in the values mode: its own result where sound, else a total one.
+
+A rule gets the node of an equation, with the plain result as its value, and returns the repaired
+result. It selects, element by element: where the plain result is finite and nothing was lost on the
+way to it, it stays as it is, bit for bit.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from .._numerics import largest, narrow, smallest, widen
+from .._spec import OPS
+from ..ops import (
+    safe_arctanh,
+    safe_div,
+    safe_exp,
+    safe_log,
+    safe_log1p,
+    safe_log2,
+    safe_log10,
+    safe_pow,
+    safe_rsqrt,
+    safe_sqrt,
+)
+from ._represent import Representations
+from ._represent_bounds import clipped, finite
+from ._represent_logspace import LOG_ZERO, Log
+from ._represent_nodes import STRUCTURAL, Node, affine, factors, same, underneath
+
+TOTAL = {op.replaces: op.fn for op in OPS.values() if op.replaces}
+
+
+def saturate(y, finite):
+    """Overflow of `finite` operands gives the largest finite number; infinity stays infinity."""
+    big = largest(y.dtype)
+    return jnp.where(finite, jnp.clip(y, -big, big), y)
+
+
+def unless_finite(y, other):
+    return jnp.where(jnp.isfinite(y), y, other)
+
+
+def settled(x, dtype):
+    """Return a wide `x` in `dtype`, saturated, with its infinities."""
+    return jnp.where(jnp.isinf(x), x.astype(dtype), narrow(x, dtype))
+
+
+def in_range(v, low=1.0):
+    """Tell where |v| is so far from under- and overflow that 1 / v has digits too."""
+    v = abs(v)
+    return (v > smallest(v.dtype) * low) & (v < largest(v.dtype) / 8)
+
+
+def precision(dtype) -> float:
+    """The relative error up to which a result counts as sound."""
+    return max(2.0**-11, 4 * float(jnp.finfo(dtype).eps))
+
+
+def fits(n: Node, low: float = -math.inf) -> bool:
+    """Tell whether the plain result of `n` lies above `low` and cannot overflow."""
+    return (
+        n.bounds[0] >= max(low, -largest(n.aval.dtype)) and n.bounds[1] < largest(n.aval.dtype) / 8
+    )
+
+
+def explosive(n: Node) -> bool:
+    """Tell whether an exponential in `n` may overflow for ordinary input."""
+    if n.floating and fits(n):
+        return False
+    match n.name:
+        case "exp" | "exp2" | "expm1" | "cosh" | "sinh":
+            return True
+        case "mul" | "div" | "add" | "add_any" | "sub" | "max" | "min" | "select_n":
+            return any(map(explosive, n.inputs))
+        case "reduce_sum" | "reduce_max" | "neg" | "integer_pow" | "square" | "cumsum" | "abs":
+            return explosive(n.inputs[0])
+    return n.name in STRUCTURAL and explosive(n.inputs[0])
+
+
+def accurate(rep: Representations, n: Node) -> jax.Array | None:
+    """Return the value of `n` with the digits that 1 - p has lost, or None."""
+    offset, slope, base = affine(n)
+    if base is n or not offset or offset != -slope:
+        return None
+    c = rep.complement(base)
+    if c is None:
+        return None
+    lost = abs(n.value) < min(0.25, 8192 * float(jnp.finfo(n.aval.dtype).eps)) * abs(offset)
+    return jnp.where(lost, narrow(offset * c, n.aval.dtype), n.value)
+
+
+def from_log(r: Log, dtype):
+    y = safe_exp(r.value)
+    return narrow(y if r.negative is None else jnp.where(r.negative, -y, y), dtype)
+
+
+# Each logarithm's op and the natural logarithm of its base; jax 0.10 has no primitive log2.
+LOGARITHMS = {
+    "log": (safe_log, 1.0),
+    "log1p": (safe_log1p, 1.0),
+    "log2": (safe_log2, math.log(2)),
+    "log10": (safe_log10, math.log(10)),
+}
+
+
+def _log(rep, n):
+    x, naive = n.inputs[0], n.value
+    if fits(x, -1 + 2**-10 if n.name == "log1p" else smallest(naive.dtype)):
+        return naive
+    total, unit = LOGARITHMS[n.name]
+    if n.name != "log1p":
+        v, r = x.value, rep.log(x)
+    else:
+        v = 1 + x.value
+        offset, slope, base = affine(x)
+        r = rep.log_affine(offset + 1, slope, base)
+    if r is None:
+        return unless_finite(naive, total(x.value))
+    # 1 / v^2 has digits too within the roots of the range, as the derivative of a quotient needs.
+    bad = ~((v > 0) & in_range(v if r.floored else v * v))
+    if r.cancels and not r.floored:
+        tolerance = precision(naive.dtype) * jnp.maximum(1, abs(r.value))
+        bad |= ~(abs(widen(naive) * unit - r.value) <= tolerance)
+    zero = (r.value < LOG_ZERO / 2) & (r.value > -jnp.inf)
+    y = settled(jnp.where(zero, math.log(smallest(v.dtype)), r.value) / unit, naive.dtype)
+    odd = jnp.isnan(y) if r.negative is None else jnp.isnan(y) | r.negative
+    return jnp.where(bad, jnp.where(odd, total(x.value), y), naive)
+
+
+def _exp(rep, n):
+    x, naive = n.inputs[0], n.value
+    y = naive if fits(n) else unless_finite(naive, safe_exp(x.value))
+    known = rep.product(x)
+    if known is None:
+        return y
+    product, zero = known
+    return jnp.where(zero, narrow(product, naive.dtype), y)
+
+
+def _div(rep, n):
+    (x, y), q = n.inputs, n.value
+    if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar):
+        return q
+    better = [accurate(rep, x), accurate(rep, y)]
+    a, b = (i.value if v is None else v for i, v in zip((x, y), better, strict=True))
+    if any(v is not None for v in better):
+        q = a / b
+    q = unless_finite(q, safe_div(a, b))
+    if not (explosive(x) or explosive(y)):
+        return q
+    return jnp.where(in_range(a) & in_range(b), q, from_log(rep.any_log(n), q.dtype))
+
+
+def _mul(rep, n):
+    (x, y), q = n.inputs, n.value
+    a, b = x.value, y.value
+    masked = x is not y and (
+        any(map(is_mask, n.inputs)) or not (finite(x.bounds) and finite(y.bounds))
+    )
+    if fits(n) and not masked:
+        return q
+    fixed = saturate(q, jnp.isfinite(a) & jnp.isfinite(b))
+    if x is not y:
+        fixed = jnp.where((a == 0) | (b == 0), 0, fixed)
+    q = unless_finite(q, fixed)
+    wide = [i for i in n.inputs if explosive(i)]
+    if not wide or (len(wide) == 1 and wide[0].scalar is not None):
+        return q
+    sound = functools.reduce(jnp.logical_and, (in_range(i.value) for i in wide))
+    return jnp.where(sound, q, from_log(rep.any_log(n), q.dtype))
+
+
+def is_mask(n: Node) -> bool:
+    """Tell whether `n` is a mask: a boolean or integer as a number, or a constant with zeros."""
+    if n.known:
+        return n.bounds[0] <= 0 <= n.bounds[1]
+    while n.name in STRUCTURAL:
+        n = n.inputs[0]
+        if not n.floating:
+            return True
+    return False
+
+
+def is_input(n: Node) -> bool:
+    """Tell whether `n` is an input of the program, which may have been masked by -inf."""
+    while n.name in STRUCTURAL:
+        n = n.inputs[0]
+    return n.eqn is None and n.scalar is None and n.body is None
+
+
+def is_largest(n: Node) -> bool:
+    while n.name in STRUCTURAL or n.name == "select_n":
+        n = n.inputs[-1]
+    return n.name in ("max", "reduce_max")
+
+
+def _add(rep, n):
+    (x, y), s = n.inputs, n.value
+    if fits(n):
+        return s
+    a, b = x.value, y.value
+    return unless_finite(s, saturate(s, jnp.isfinite(a) & jnp.isfinite(b)))
+
+
+def _sub(rep, n):
+    (x, y), s = n.inputs, _add(rep, n)
+    a, b = x.value, y.value
+    if (not finite(x.bounds) and not finite(y.bounds)) or (is_input(x) and is_largest(y)):
+        # log(0 / 0): what is masked stays masked; an infinite maximum is 0 from itself.
+        s = jnp.where((a == b) & jnp.isinf(a), jnp.minimum(a, 0), s)
+    spread = _variance(n)
+    if spread is not None:
+        # E[x^2] - E[x]^2 has lost as many bits as the quotient is small.
+        s = jnp.where(abs(s) < abs(a) / 256, spread.astype(s.dtype), s)
+    return s
+
+
+def _sum(n: Node) -> tuple[float, Node, tuple[int, ...]] | None:
+    """Return (scale, x, axes) where n = scale * sum(x), else None."""
+    offset, slope, base = affine(n)
+    if not offset and (inner := underneath(base)) is not base:
+        deeper = _sum(inner)
+        return deeper and (slope * deeper[0], *deeper[1:])
+    if offset or base.name != "reduce_sum":
+        return None
+    return slope, base.inputs[0], base.eqn.params["axes"]
+
+
+def _variance(n):
+    """Return sum((x - mean x)(y - mean y)), scaled, for n = sum(x y) - sum(x) sum(y) / count."""
+    offset, slope, base = affine(n.inputs[1])
+    products, means = _sum(n.inputs[0]), factors(underneath(base))
+    if offset or products is None or means is None:
+        return None
+    scale, product, axes = products
+    first, second, factors_of = _sum(means[0]), _sum(means[1]), factors(product)
+    if first is None or second is None or factors_of is None or {first[2], second[2]} != {axes}:
+        return None
+    count = math.prod(product.aval.shape[i] for i in axes)
+    pairs = (factors_of, factors_of[::-1])
+    if not any(same(first[1], x) and same(second[1], y) for x, y in pairs):
+        return None
+    if abs(slope * first[0] * second[0] * count / scale - 1) > 1e-6:
+        return None
+    x, y = widen(first[1].value), widen(second[1].value)
+    about = lambda v: v - jnp.mean(v, axes, keepdims=True)
+    spread = scale * jnp.sum(about(x) * about(y), axes)
+    return spread.reshape(n.aval.shape) if spread.size == math.prod(n.aval.shape) else None
+
+
+def _pow(rep, n):
+    x, y = n.inputs
+    if y.scalar in (0.5, -0.5):
+        return _sqrt(rep, n)
+    if fits(n) and x.bounds[0] > 0:
+        return n.value
+    return unless_finite(n.value, safe_pow(x.value, y.value))
+
+
+def _sqrt(rep, n):
+    x, y = n.inputs[0], n.value
+    inverse = n.name == "rsqrt" or (n.name == "pow" and n.inputs[1].scalar < 0)
+    eps = float(jnp.finfo(y.dtype).eps)
+    if fits(x, smallest(y.dtype) / eps):
+        return y
+    y = unless_finite(y, (safe_rsqrt if inverse else safe_sqrt)(x.value))
+    better, root = accurate(rep, x), rep.root(x)
+    if better is not None:
+        y = (safe_rsqrt if inverse else safe_sqrt)(better)
+    if root is None:
+        return y
+    if inverse:
+        root = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), widen(y))
+    return jnp.where(in_range(x.value, 1 / eps), y, settled(root, y.dtype))
+
+
+def _atanh(rep, n):
+    x, y = n.inputs[0], n.value
+    # atanh(x) = (log(1 + x) - log(1 - x)) / 2
+    more, less = rep.log_beside_one(x, 1), rep.log_beside_one(x, -1)
+    if more is None or less is None:
+        return unless_finite(y, safe_arctanh(x.value))
+    alternative = (more.value - less.value) / 2
+    sound = jnp.isfinite(y)
+    if not (more.floored or less.floored):
+        error = abs(widen(y) - alternative)
+        sound &= error <= precision(y.dtype) * jnp.maximum(1, abs(alternative))
+    return jnp.where(sound, y, settled(alternative, y.dtype))
+
+
+def _integer_pow(rep, n):
+    x, y = n.inputs[0].value, n.value
+    power = n.eqn.params.get("y", 2)
+    if fits(n):
+        return y
+    if power < 0:
+        return unless_finite(y, safe_div(1.0, lax.integer_pow(x, -power)).astype(y.dtype))
+    return unless_finite(y, saturate(y, jnp.isfinite(x)))
+
+
+def _elementwise(rep, n):
+    """A function without a rule of its own: overflow saturates."""
+    if fits(n):
+        return n.value
+    finite = functools.reduce(jnp.logical_and, (jnp.isfinite(i.value) for i in n.inputs))
+    return unless_finite(n.value, saturate(n.value, finite))
+
+
+def _by_op(rep, n):
+    """A function of the catalogue."""
+    if fits(n):
+        return n.value
+    return unless_finite(n.value, TOTAL[n.name](*(i.value for i in n.inputs)))
+
+
+def _reduce_sum(rep, n):
+    x = n.inputs[0]
+    if fits(n) or not n.eqn.params["axes"]:
+        return n.value
+    v = widen(lax.stop_gradient(x.value))
+    scale = 2.0 ** -math.ceil(math.log2(max(2, v.size)))
+    sum_of = functools.partial(jnp.sum, axis=n.eqn.params["axes"])
+    rescued = sum_of(v * scale)
+    big = largest(v.dtype)
+    rescued = settled(jnp.clip(rescued, -big * scale, big * scale) / scale, n.value.dtype)
+    finite = jnp.isfinite(sum_of(v * scale))
+    return unless_finite(n.value, jnp.where(finite, rescued, n.value))
+
+
+def _reduction(rep, n):
+    """Overflow of a reduction saturates where its operand is finite throughout."""
+    if fits(n):
+        return n.value
+    finite = functools.reduce(
+        jnp.logical_and, (jnp.all(jnp.isfinite(i.value)) for i in n.inputs if i.floating)
+    )
+    return unless_finite(n.value, saturate(n.value, finite))
+
+
+def _dot(rep, n):
+    """A product of matrices is formed again, scaled down, only if an element of it overflowed."""
+    y = n.value
+    if fits(n):
+        return y
+    scale = 2.0 ** -(jnp.finfo(widen(y).dtype).maxexp // 2 + 1)
+
+    def rescued(*operands):
+        wide = [widen(v) * scale for v in operands]
+        params = dict(n.eqn.params, preferred_element_type=wide[0].dtype)
+        z = n.eqn.primitive.bind(*wide, **params)
+        big = largest(y.dtype)
+        z = jnp.where(jnp.isfinite(z), jnp.clip(z / scale, -big, big), z)
+        return jnp.where(jnp.isfinite(z), jnp.clip(z / scale, -big, big), z).astype(y.dtype)
+
+    operands = [lax.stop_gradient(i.value) for i in n.inputs]
+    fine = jnp.all(jnp.isfinite(y))
+    return unless_finite(y, lax.cond(fine, lambda *_: jnp.zeros_like(y), rescued, *operands))
+
+
+def _convert(rep, n):
+    x = n.inputs[0]
+    if fits(n) or not x.floating:
+        return n.value
+    return unless_finite(n.value, saturate(n.value, jnp.isfinite(x.value)))
+
+
+RULES = {
+    "exp": _exp,
+    "div": _div,
+    "mul": _mul,
+    "add": _add,
+    "add_any": _add,
+    "sub": _sub,
+    "sqrt": _sqrt,
+    "rsqrt": _sqrt,
+    "atanh": _atanh,
+    "integer_pow": _integer_pow,
+    "square": _integer_pow,
+    "pow": _pow,
+    "reduce_sum": _reduce_sum,
+    "convert_element_type": _convert,
+}
+RULES |= dict.fromkeys(LOGARITHMS, _log)
+RULES |= dict.fromkeys(("acos", "asin", "acosh", "expm1"), _by_op)
+RULES |= dict.fromkeys(("exp2", "sinh", "cosh", "tan", "lgamma", "erf_inv"), _elementwise)
+RULES |= dict.fromkeys(("dot_general", "conv_general_dilated"), _dot)
+RULES |= dict.fromkeys(("cumsum", "cumprod", "reduce_prod", "scatter-add"), _reduction)
+
+
+def note_bounds(n: Node) -> None:
+    """Narrow the bounds of `n` to those after repair: what comes of finite operands is finite."""
+    if n.name in RULES and n.floating and all(finite(i.bounds) for i in n.inputs):
+        n.bounds = clipped(n.bounds, n.aval.dtype)
+
+
+def repaired(rep: Representations, n: Node) -> jax.Array:
+    """Return the value that `n` has in the values mode."""
+    rule = RULES.get(n.name)
+    return n.value if rule is None or not n.floating else rule(rep, n)
