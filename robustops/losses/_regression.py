@@ -1,15 +1,12 @@
-"""Losses of an error e = predictions - targets: squared, and the robust ones."""
+"""Losses of an error e = predictions - targets: squares, Huber, log-cosh, and of logarithms."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from .. import ops
 from .._numerics import (
     broadcast_mask,
     cast,
@@ -22,44 +19,10 @@ from .._numerics import (
 )
 from .._spec import total
 from .._zmul import zmul
-from ..ops import safe_div, sigmoid
+from ..ops._families import reciprocal
 from ..ops._reduce import count_of, keep, pair, sum_of
-
-
-def _errors(
-    name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
-) -> jax.Array:
-    """Return predictions - targets, saturated; the shapes must be equal or, if asked, broadcast."""
-    if targets is None:
-        return promote(name, predictions)[0]
-    p, t = promote(name, predictions, targets)
-    if p.shape != t.shape and not broadcast:
-        raise ValueError(
-            f"{name}: predictions have shape {p.shape} and targets {t.shape}, which would "
-            "broadcast example against example; make them equal, with targets[:, None] or "
-            "predictions[:, 0]."
-        )
-    return _difference(p, t)
-
-
-@total(lambda out, p, t: jnp.ones_like(out), lambda out, p, t: -jnp.ones_like(out))
-def _difference(p, t):
-    d = p - t
-    return jnp.where(jnp.isinf(p) | jnp.isinf(t), d, narrow(d, d.dtype))
-
-
-def _positive(name: str, option: str, value: Any) -> Any:
-    """Check a number or array; a traced one cannot be looked at, and is taken as it is."""
-    if not isinstance(value, Tracer) and not np.all(np.asarray(value) > 0):
-        raise ValueError(f"{name}: {option} must be > 0, got {value}.")
-    return value
-
-
-# The gradient of a square stays 2 e where the square itself saturates: descent must come back.
-@total(lambda out, e: 2 * widen(e))
-def _square(e):
-    z = widen(e)
-    return jnp.where(jnp.isinf(e), math.inf, narrow(z * z, e.dtype))
+from ._common import Axis, errors_of, positive, square
+from ._robust import log1p_square
 
 
 def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -71,7 +34,7 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
     Edges: inf gives inf; NaN gives NaN.
 
     Args:
-      predictions: array of any shape; integers become floats.
+      predictions: array of any shape.
       targets: array of the same shape; default 0.
 
     Returns:
@@ -79,11 +42,35 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
 
     Raises:
       ValueError: the shapes differ; they are not broadcast.
-      TypeError: complex input.
+      TypeError: predictions that are not real and floating.
 
     Reference: same signature as `optax.losses.squared_error`.
     """
-    return _square(_errors("squared_error", predictions, targets))
+    return square(errors_of("squared_error", predictions, targets), c=1.0)
+
+
+def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """Half the squared error, (predictions - targets)^2 / 2, saturating instead of overflowing.
+
+    The derivative is predictions - targets, also where the value stands at the largest finite
+    number.
+
+    Edges: inf gives inf; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+
+    Returns:
+      Loss per element, in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ; they are not broadcast.
+      TypeError: predictions that are not real and floating.
+
+    Reference: same signature as `optax.losses.l2_loss`.
+    """
+    return square(errors_of("l2_loss", predictions, targets), c=0.5)
 
 
 def _rule_mean_square(out, arrays, tangents, *, axis):
@@ -108,7 +95,7 @@ def mean_squared_error(
     predictions: ArrayLike,
     targets: ArrayLike | None = None,
     *,
-    axis: int | Sequence[int] | None = None,
+    axis: Axis = None,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """Mean of the squared errors, which overflows only where the mean itself is too large.
@@ -121,7 +108,7 @@ def mean_squared_error(
     neither value nor gradient; inf that takes part gives inf, NaN gives NaN.
 
     Args:
-      predictions: array of any shape; integers become floats.
+      predictions: array of any shape.
       targets: array of the same shape; default 0.
       axis: axis or axes to average over; None means all.
       where: boolean, True takes part; broadcast to `predictions`.
@@ -131,10 +118,10 @@ def mean_squared_error(
 
     Raises:
       ValueError: the shapes differ, or an axis is out of range.
-      TypeError: complex input, or a `where` that is not boolean.
+      TypeError: predictions that are not real and floating, or a `where` that is not boolean.
     """
     name = "mean_squared_error"
-    e = _errors(name, predictions, targets)
+    e = errors_of(name, predictions, targets)
     mask = broadcast_mask(name, where, e.shape)
     arrays = (e,) if mask is None else (e, mask)
     return _mean_square(*arrays, axis=normalize_axes(name, axis, e.ndim))
@@ -163,7 +150,7 @@ def huber_loss(
     Edges: overflow saturates, with the derivative kept; inf gives inf; NaN gives NaN.
 
     Args:
-      predictions: array of any shape; integers become floats.
+      predictions: array of any shape.
       targets: array; broadcasts with `predictions`, as in optax. Default 0.
       delta: positive number, or an array that broadcasts.
 
@@ -172,32 +159,12 @@ def huber_loss(
 
     Raises:
       ValueError: the shapes do not broadcast, or `delta` is a number that is not positive.
-      TypeError: complex input.
+      TypeError: predictions that are not real and floating.
 
     Reference: Huber 1964, doi:10.1214/aoms/1177703732; signature of `optax.losses.huber_loss`.
     """
-    e = _errors("huber_loss", predictions, targets, broadcast=True)
-    return _huber(*promote("huber_loss", e, _positive("huber_loss", "delta", delta)))
-
-
-# tanh' = 4 sigmoid(2x) sigmoid(-2x); 1 - tanh^2 is 0 from x = 9 in float32.
-@total(lambda out, x: 4 * sigmoid(2 * x) * sigmoid(-2 * x))
-def _tanh(x):
-    return cast(jnp.tanh(widen(x)), x.dtype)
-
-
-@total(lambda out, e: _tanh(e))
-def _log_cosh(e):
-    size = abs(widen(e))
-    # log cosh e = log1p(2 sinh(e/2)^2); the far form cancels below 1. XLA's sinh and expm1 are
-    # up to 3 ulp off near 0, which the square doubles; the series is exact to 1 ulp for h <= 1/2.
-    h = jnp.minimum(size, 1) / 2
-    series = 1.0 + jnp.zeros_like(h)
-    for k in range(16 if h.dtype == jnp.float64 else 8, 0, -2):
-        series = 1 + h * h / (k * (k + 1)) * series
-    near = jnp.log1p(2 * (h * series) ** 2)
-    far = size + (jnp.log1p(jnp.exp(-2 * size)) - math.log(2))
-    return cast(jnp.where(size < 1, near, far), e.dtype)
+    e = errors_of("huber_loss", predictions, targets, broadcast=True)
+    return _huber(*promote("huber_loss", e, positive("huber_loss", "delta", delta)))
 
 
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -208,7 +175,7 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
     Edges: inf gives inf; NaN gives NaN.
 
     Args:
-      predictions: array of any shape; integers become floats.
+      predictions: array of any shape.
       targets: array; broadcasts with `predictions`, as in optax. Default 0.
 
     Returns:
@@ -216,59 +183,93 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
 
     Raises:
       ValueError: the shapes do not broadcast.
-      TypeError: complex input.
+      TypeError: predictions that are not real and floating.
 
     Reference: same signature as `optax.losses.log_cosh`.
     """
-    return _log_cosh(_errors("log_cosh", predictions, targets, broadcast=True))
+    return ops.log_cosh(errors_of("log_cosh", predictions, targets, broadcast=True))
 
 
-def _rational_slope(out, r, *, i, j):
-    # d/dr [r^i / (1 + r^2)^j] = i r^(i-1) / (1 + r^2)^j - 2 j r^(i+1) / (1 + r^2)^(j+1)
-    if (i, j) == (2, 1):
-        return 2 * _rational(r, i=1, j=2)  # the two terms cancel for large r
-    slope = -2 * j * _rational(r, i=i + 1, j=j + 1)
-    return slope + i * _rational(r, i=i - 1, j=j) if i else slope
+def _near_log1p(x):
+    """1 + x, at least its smallest positive distance from 0, and whether x is above -1."""
+    z = widen(x)
+    return jnp.maximum(1 + z, float(jnp.finfo(z.dtype).epsneg)), z > -1
 
 
-@total(_rational_slope)
-def _rational(r, *, i, j):
-    """r^i / (1 + r^2)^j for i <= 2j, by r or by 1 / r, whichever is not above 1."""
-    z = widen(r)
-    large = abs(z) > 1
-    v = 1 / jnp.where(large, z, 1)
-    u = jnp.where(large, 0, z)
-    far = v ** (2 * j - i) / (1 + v * v) ** j
-    return cast(jnp.where(large, far, u**i / (1 + u * u) ** j), r.dtype)
+def _slope_log1p(x):
+    floor, inside = _near_log1p(x)
+    return jnp.where(inside, reciprocal(floor), 0)
 
 
-def geman_mcclure(
-    predictions: ArrayLike, targets: ArrayLike | None = None, *, scale: ArrayLike = 1.0
-) -> jax.Array:
-    """Geman-McClure loss, bounded by 1: an outlier costs no more than 1 and pulls hardly at all.
+@total(
+    lambda out, p, t: _slope_log1p(p),
+    lambda out, p, t: -_slope_log1p(t),
+)
+def _log_ratio(p, t):
+    """log((1 + p) / (1 + t)), from p - t unless the quotient could overflow."""
+    (a, _), (b, _) = _near_log1p(p), _near_log1p(t)
+    inside = jnp.minimum(widen(p), widen(t)) > -1
+    gap = jnp.where(inside, widen(p) - widen(t), a - b)
+    r = gap / jnp.minimum(a, b)
+    near = abs(r) < 1e30
+    small = jnp.log1p(abs(jnp.where(near, r, 0)))
+    far = ops.safe_log1p(widen(p)) - ops.safe_log1p(widen(t))
+    return cast(jnp.where(near, jnp.where(r < 0, -small, small), far), p.dtype)
 
-    e^2 / (e^2 + scale^2); the derivative is 2 e scale^2 / (e^2 + scale^2)^2, largest near
-    e = 0.58 scale and falling like 1 / e^3. So with a `scale` far below the errors (the often
-    quoted e^2 / (e^2 + 1e-7)) nothing is learned: take the scale from the residuals, such as their
-    root mean square at the start, and lower it as they shrink.
 
-    Edges: inf gives 1 with derivative 0; NaN gives NaN.
+# In float16 the product of the two slopes would overflow if each were rounded.
+@total(
+    lambda out, p, t: 2 * _log_ratio(widen(p), widen(t)) * _slope_log1p(widen(p)),
+    lambda out, p, t: -2 * _log_ratio(widen(p), widen(t)) * _slope_log1p(widen(t)),
+)
+def _squared_log_ratio(p, t):
+    y = square(_log_ratio(widen(p), widen(t)), c=1.0)
+    return jnp.where(jnp.isinf(y), cast(y, p.dtype), narrow(y, p.dtype))
+
+
+def squared_log_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """Squared difference of logarithms, (log(1 + p) - log(1 + t))^2, for targets of many sizes.
+
+    The logarithm of (1 + p) / (1 + t) is formed from p - t, so that nothing cancels. The derivative
+    by p is 2 log((1 + p) / (1 + t)) / (1 + p).
+
+    Edges: at -1 and below, where there is no logarithm, each goes on as a constant (keep
+    predictions above, by a softplus); inf gives inf; NaN gives NaN.
 
     Args:
-      predictions: array of any shape; integers become floats.
-      targets: array of the same shape; default 0.
-      scale: positive number in the units of the error, or an array that broadcasts.
+      predictions: numbers p > -1, of any shape.
+      targets: numbers t > -1, of the same shape.
 
     Returns:
-      Loss per element in [0, 1], in the promoted dtype.
+      Loss per element, in the promoted dtype.
 
     Raises:
-      ValueError: the shapes differ, or `scale` is a number that is not positive.
-      TypeError: complex input.
-
-    Reference: Geman and McClure 1987; Barron 2019 (arXiv:1701.03077), alpha = -2, which scales the
-    error by 2 and the loss by 2.
+      ValueError: the shapes differ; they are not broadcast.
+      TypeError: predictions that are not real and floating.
     """
-    e = _errors("geman_mcclure", predictions, targets)
-    e, s = promote("geman_mcclure", e, _positive("geman_mcclure", "scale", scale))
-    return _rational(safe_div(e, s), i=2, j=1)
+    name = "squared_log_error"
+    errors_of(name, predictions, targets)  # the checks
+    p, t = promote(name, predictions, targets)
+    return _squared_log_ratio(p, t)
+
+
+def log1p_squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
+    """Logarithm of one plus the squared error, log(1 + (predictions - targets)^2).
+
+    Quadratic for small errors, logarithmic for large ones: it cannot overflow, and an outlier pulls
+    by 2 / e. The derivative is 2 e / (1 + e^2), largest at e = 1.
+
+    Edges: inf gives inf; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+
+    Returns:
+      Loss per element, in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ; they are not broadcast.
+      TypeError: predictions that are not real and floating.
+    """
+    return log1p_square(errors_of("log1p_squared_error", predictions, targets))

@@ -1,0 +1,266 @@
+"""Cross-entropies bent by the probability of a miss: focal losses and PolyLoss."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.core import Tracer
+from jax.typing import ArrayLike
+
+from .._numerics import cast, largest, narrow, promote, widen
+from .._spec import total
+from .._zmul import zmul
+from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
+from ..ops._reduce import keep
+from ..ops._similarity import difference
+from ._binary import bce_from_logits, logits_and_labels
+from ._common import Axis, misses, narrowed, product, saturated_sum
+from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
+
+
+def _exponent(name: str, gamma: ArrayLike) -> tuple[jax.Array, int | None]:
+    """Return gamma, and twice gamma as an int if that is a small one.
+
+    The power is then made of products and a root; jax.numpy.power takes ten times as long on CPU.
+    """
+    if isinstance(gamma, Tracer):
+        return gamma, None
+    values = np.asarray(gamma)
+    if not np.all(values >= 0):
+        raise ValueError(f"{name}: gamma must be >= 0, got {gamma}.")
+    halves = 2 * float(values) if values.ndim == 0 else math.inf
+    return jnp.asarray(gamma), int(halves) if halves <= 16 and halves.is_integer() else None
+
+
+def _power_by_base(out, q, gamma):
+    return safe_div(product(gamma, _powered(q, gamma)), q)
+
+
+def _power_by_exponent(out, q, gamma):
+    return product(_powered(q, gamma), safe_log(q))
+
+
+@total(_power_by_base, _power_by_exponent)
+def _powered(q, gamma):
+    """q^gamma for 0 <= q <= 1 and gamma >= 0."""
+    return jnp.power(q, gamma)
+
+
+def _power(q, gamma, halves):
+    if halves is None:
+        return _powered(*jnp.broadcast_arrays(q, widen(gamma)))
+    whole = lax.integer_pow(q, halves // 2)
+    return whole * safe_sqrt(q) if halves % 2 else whole
+
+
+def _miss(x, z):
+    """(1 - z) sigmoid(x) + z sigmoid(-x): one of the two for a hard label, with all its digits."""
+    # Labels outside [0, 1] could make it negative, and that has no power.
+    return jnp.maximum((1 - z) * sigmoid(x) + z * sigmoid(-x), 0)
+
+
+def _by_logit(out, x, z, *options, halves):
+    x, z, gamma, yes, no = map(widen, (x, z, *options))
+    p, q, miss = sigmoid(x), sigmoid(-x), _miss(x, z)
+    # d log(miss) / dx. Where the miss underflows this is 0, and so is the weight.
+    bend = (1 - 2 * z) * safe_div(p * q, miss)
+    slope = zmul(1 - z, p) - zmul(z, q) + gamma * product(bce_from_logits(x, z), bend)
+    return product((yes * z + no * (1 - z)) * _power(miss, gamma, halves), slope)
+
+
+def _by_label(out, x, z, *options, halves):
+    x, z, gamma, yes, no = map(widen, (x, z, *options))
+    # Beyond, two terms of the second derivative would overflow to inf - inf.
+    x = jnp.clip(x, -largest(x.dtype) / 64, largest(x.dtype) / 64)
+    ce, miss = bce_from_logits(x, z), _miss(x, z)
+    bend = safe_div(gamma * product(ce, -jnp.tanh(x / 2)), miss)
+    slope = (yes * z + no * (1 - z)) * difference(bend, x)
+    return product(_power(miss, gamma, halves), difference(slope, product(no - yes, ce)))
+
+
+def _by_gamma(out, x, z, *options, halves):
+    return product(widen(out), safe_log(_miss(widen(x), widen(z))))
+
+
+def _bent(x, z, gamma, halves):
+    return product(_power(_miss(x, z), gamma, halves), bce_from_logits(x, z))
+
+
+def _by_yes(out, x, z, gamma, *weights, halves):
+    return product(widen(z), _bent(widen(x), widen(z), gamma, halves))
+
+
+def _by_no(out, x, z, gamma, *weights, halves):
+    return product(1 - widen(z), _bent(widen(x), widen(z), gamma, halves))
+
+
+@total(_by_logit, _by_label, _by_gamma, _by_yes, _by_no)
+def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
+    """(yes z + no (1 - z)) miss^gamma times the cross-entropy."""
+    u, v, w = widen(x), widen(z), widen(yes)
+    y = product(w * v + widen(no) * (1 - v), _bent(u, v, gamma, halves))
+    return jnp.where(jnp.isinf(x), cast(y, x.dtype), narrow(y, x.dtype))
+
+
+def sigmoid_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+) -> jax.Array:
+    """Focal loss of yes-or-no predictions, accurate for confident ones and for every gamma.
+
+    (1 - p_t)^gamma times the binary cross-entropy, with 1 - p_t = (1 - z) sigmoid(x) +
+    z sigmoid(-x), times alpha z + (1 - alpha) (1 - z) if `alpha` is given. A gamma that is
+    a small multiple of 1/2 is cheapest.
+
+    Edges: as `sigmoid_binary_cross_entropy`, which it is for gamma = 0. Labels outside [0, 1] have
+    no meaning here; 1 - p_t is then held at 0.
+
+    Args:
+      logits: unnormalised log-odds, of any shape.
+      labels: target probabilities in [0, 1]; they take the dtype of the logits. Broadcasts.
+      alpha: weight of the positive class, in [0, 1]; the negative one has 1 - alpha.
+      gamma: exponent >= 0, a number or an array that broadcasts.
+
+    Returns:
+      Loss per element, of the broadcast shape.
+
+    Raises:
+      ValueError: shapes that do not broadcast, or a `gamma` below 0.
+      TypeError: logits that are not real and floating.
+
+    Reference: Lin et al. 2017 (arXiv:1708.02002); signature of `optax.losses.sigmoid_focal_loss`.
+    """
+    name = "sigmoid_focal_loss"
+    x, z = logits_and_labels(name, logits, labels)
+    power, halves = _exponent(name, gamma)
+    yes, no = (1, 1) if alpha is None else (alpha, 1 - jnp.asarray(alpha))
+    arrays = promote(name, x, z, power, yes, no)
+    return _sigmoid_focal(*arrays, halves=halves)
+
+
+def _losses(x, mask, axis):
+    """-log softmax(x), without the infinities of classes at -inf."""
+    lp = log_softmax(widen(x), axis, mask)
+    return -jnp.maximum(lp, -largest(lp.dtype))
+
+
+def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
+    x, z, gamma, *mask = arrays
+    where = mask[0] if mask else None
+    q, g = misses(x, where, axis), _losses(x, where, axis)
+    gamma, z = widen(gamma), widen(keep(z, where))
+    weight = _power(q, gamma, halves)
+    by_label = product(weight, g)
+    slopes = (
+        # As a function of the log-probabilities the loss has the slope -z q^gamma (1 + gamma p g /
+        # q); through the softmax that is a cross-entropy with these labels.
+        lambda: soft_slope(
+            widen(x),
+            product(z, product(weight, 1 + gamma * product(1 - q, safe_div(g, q)))),
+            *mask,
+            axis=axis,
+        ),
+        lambda: keep(by_label, where),
+        lambda: product(product(z, by_label), safe_log(q)),
+    )
+    parts = [
+        widen(zmul(narrowed(slope(), dtype=t.dtype), t))
+        for slope, t in zip(slopes, tangents[:3], strict=True)
+        if t is not None
+    ]
+    return jnp.sum(sum(parts[1:], parts[0]), axis=axis).astype(out.dtype)
+
+
+@total(jvp=_rule_softmax_focal)
+def _softmax_focal(x, z, gamma, mask=None, *, axis, halves):
+    weight = _power(misses(x, mask, axis), gamma, halves)
+    terms = product(widen(keep(z, mask)), product(weight, _losses(x, mask, axis)))
+    return saturated_sum(terms, axis, None, x.dtype)
+
+
+def softmax_focal_loss(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    alpha: ArrayLike | None = None,
+    gamma: ArrayLike = 2.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Focal loss over exclusive classes, accurate for confident predictions and for every gamma.
+
+    sum_j alpha_j z_j (1 - p_j)^gamma (-log p_j) along `axis`, p the softmax of the logits, with
+    1 - p_j formed from the other classes where p_j is near 1.
+
+    Edges: as `softmax_cross_entropy`, which it is for gamma = 0, but an infinite loss is the
+    largest finite number.
+
+    Args:
+      logits: unnormalised log-probabilities, shape `[..., num_classes]`.
+      labels: target distributions, one-hot or soft; `logits` and `labels` broadcast.
+      alpha: weight of each class, a number or an array that broadcasts with `labels`.
+      gamma: exponent >= 0, a number or an array that broadcasts with `logits`.
+      axis: axis or axes of the classes; None means all.
+      where: boolean, True takes part; of the shape of `logits`, or without the class axis.
+
+    Returns:
+      Loss per example: the shape of `logits` without `axis`.
+
+    Raises:
+      ValueError: an axis out of range, shapes that do not broadcast, or a `gamma` below 0.
+      TypeError: logits that are not real and floating, or a `where` that is not boolean.
+
+    Reference: Lin et al. 2017 (arXiv:1708.02002).
+    """
+    name = "softmax_focal_loss"
+    if alpha is not None:
+        labels = product(*promote(name, alpha, labels))
+    (x, z, *mask), axes = soft_labels(name, logits, labels, axis, where)
+    power, halves = _exponent(name, gamma)
+    x, z, power = jnp.broadcast_arrays(*promote(name, x, z, power))
+    return _softmax_focal(x, z, power, *mask, axis=axes, halves=halves)
+
+
+def poly_loss_cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    *,
+    epsilon: ArrayLike = 2.0,
+    axis: Axis = -1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """PolyLoss: the cross-entropy plus `epsilon` times the probability of a miss.
+
+    sum_j z_j (-log p_j + epsilon (1 - p_j)) along `axis`, p the softmax of the logits.
+
+    Edges: as `softmax_cross_entropy`.
+
+    Args:
+      logits: unnormalised log-probabilities, shape `[..., num_classes]`.
+      labels: target distributions; `logits` and `labels` broadcast.
+      epsilon: coefficient of the first term of the polynomial: 2 for images, -1 for detection.
+      axis: axis or axes of the classes; None means all.
+      where: boolean, True takes part; of the shape of `logits`, or without the class axis.
+
+    Returns:
+      Loss per example: the shape of `logits` without `axis`.
+
+    Raises:
+      ValueError: an axis out of range, or shapes that do not broadcast.
+      TypeError: logits that are not real and floating, or a `where` that is not boolean.
+
+    Reference: Leng et al. 2022 (arXiv:2204.12511); signature of
+    `optax.losses.poly_loss_cross_entropy`.
+    """
+    name = "poly_loss_cross_entropy"
+    (x, z, *mask), axes = soft_labels(name, logits, labels, axis, where)
+    where = mask[0] if mask else None
+    missed = product(widen(z), misses(x, where, axes))
+    loss = soft_cross_entropy(x, z, *mask, axis=axes)
+    loss, miss, weight = promote(name, loss, saturated_sum(missed, axes, where, z.dtype), epsilon)
+    return difference(loss, -product(weight, miss))

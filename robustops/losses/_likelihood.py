@@ -1,0 +1,159 @@
+"""Negative log-likelihoods of counts and of normal variables, and the Gaussian KL of a VAE."""
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from .._numerics import cast, narrow, promote, smallest, widen
+from .._spec import total
+from ..ops import safe_div, safe_exp, safe_expm1
+from ..ops._families import ratio
+from ..ops._similarity import difference
+from ._common import Axis, class_axes, floating, per_example, product, saturated_sum, square
+
+
+# The slope stays where the value saturates: a rate that has overflowed must come down again.
+@total(
+    lambda out, r, t: difference(safe_exp(r), jnp.broadcast_to(t, out.shape)),
+    lambda out, r, t: -jnp.broadcast_to(r, out.shape),
+)
+def _poisson(r, t):
+    dtype = jnp.result_type(r, t)
+    y = difference(safe_exp(widen(r)), product(widen(t), widen(r)))
+    return jnp.where(jnp.isinf(r), cast(y, dtype), narrow(y, dtype))
+
+
+def poisson_nll(log_rate: ArrayLike, targets: ArrayLike) -> jax.Array:
+    """Negative log-likelihood of counts under a Poisson law, from the logarithm of its rate.
+
+    exp(r) - t r, without log(t!), which does not depend on the prediction; the derivative by r is
+    exp(r) - t.
+
+    Edges: above r = 88.7 in float32 the value saturates and the derivative goes on, so that
+    descent can come back; inf gives inf; NaN gives NaN.
+
+    Args:
+      log_rate: predicted logarithm r of the rate, of any shape.
+      targets: counts t >= 0; integers become floats. Broadcasts.
+
+    Returns:
+      Loss per element, of the broadcast shape and promoted dtype.
+
+    Raises:
+      ValueError: shapes that do not broadcast.
+      TypeError: a log_rate that is not real and floating.
+    """
+    name = "poisson_nll"
+    return _poisson(*promote(name, *floating(name, log_rate=log_rate), targets))
+
+
+def _above_zero(v):
+    return jnp.maximum(widen(v), smallest(widen(v).dtype))
+
+
+def _excess(e, v):
+    """e^2 / v - 1/2, by e / v, which overflows only where e^2 / v does."""
+    return difference(product(e, safe_div(e, v)), jnp.full_like(e, 0.5))
+
+
+@total(
+    lambda out, e, v: ratio(widen(e), _above_zero(v), c=-1.0, k=2),
+    lambda out, e, v: ratio(_excess(widen(e), _above_zero(v)), _above_zero(v), k=2),
+)
+def _by_variance(e, v):
+    """(1 - e^2 / v) / (2 v); at v <= 0 the slope goes on, so that descent can come back."""
+    wide, floored = widen(e), _above_zero(v)
+    return narrow(-safe_div(_excess(wide, floored) - 0.5, 2 * floored), e.dtype)
+
+
+@total(
+    lambda out, e, v: safe_div(widen(e), _above_zero(v)),
+    lambda out, e, v: _by_variance(e, v),
+)
+def _gaussian(e, v):
+    dtype = jnp.result_type(e, v)
+    floored = _above_zero(v)
+    y = product(widen(e), safe_div(widen(e), floored)) / 2 + jnp.log(floored) / 2
+    return jnp.where(jnp.isinf(e), jnp.asarray(jnp.inf, dtype), narrow(y, dtype))
+
+
+def gaussian_nll(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike) -> jax.Array:
+    """Negative log-likelihood of normal variables with predicted mean and variance.
+
+    (log(v) + (mean - targets)^2 / v) / 2, without log(2 pi) / 2. The derivative by v is
+    (1 - e^2 / v) / (2 v): it lowers a variance above e^2 and raises one below.
+
+    Edges: below the smallest normal number v counts as that number, with the derivative kept, so
+    that a variance of 0 or less is raised again (or, for an error of 0, lowered: the likelihood is
+    unbounded there; predict log(v) and add a floor). Overflow saturates; inf gives inf; NaN gives
+    NaN.
+
+    Args:
+      mean: predicted means, of any shape.
+      targets: observed values; broadcasts.
+      variance: predicted variances v > 0; broadcasts.
+
+    Returns:
+      Loss per element, of the broadcast shape and promoted dtype.
+
+    Raises:
+      ValueError: shapes that do not broadcast.
+      TypeError: a mean or variance that is not real and floating.
+
+    Reference: Nix and Weigend 1994, doi:10.1109/ICNN.1994.374138.
+    """
+    name = "gaussian_nll"
+    mean, variance = floating(name, mean=mean, variance=variance)
+    mean, targets, variance = promote(name, mean, targets, variance)
+    return _gaussian(*jnp.broadcast_arrays(difference(mean, targets), variance))
+
+
+@total(lambda out, x: safe_expm1(x))
+def _exp_beyond_line(x):
+    """exp(x) - 1 - x; by its series near 0, where the difference loses all digits."""
+    z = widen(x)
+    near = abs(z) < 1
+    h = jnp.where(near, z, 0)
+    series = jnp.ones_like(h)
+    for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
+        series = 1 + h / k * series
+    return narrow(jnp.where(near, h * h / 2 * series, jnp.expm1(z) - z), x.dtype)
+
+
+@per_example
+def _gaussian_kl(m, l, mask=None, *, axis):
+    terms = difference(square(m, c=0.5), -_exp_beyond_line(l) / 2)
+    return saturated_sum(terms, axis, mask)
+
+
+def gaussian_kl(
+    mean: ArrayLike, log_variance: ArrayLike, axis: Axis = -1, where: ArrayLike | None = None
+) -> jax.Array:
+    """Kullback-Leibler divergence of diagonal Gaussians from the standard one, as in a VAE.
+
+    sum_j (mean_j^2 + exp(l_j) - 1 - l_j) / 2 along `axis`, with l the logarithm of the variance;
+    right near 0, where exp(l) - 1 - l cancels. The derivatives are mean and (exp(l) - 1) / 2.
+
+    Edges: overflow saturates, with the derivatives kept, so that descent can come back; an infinite
+    mean or variance gives the largest finite number; NaN gives NaN.
+
+    Args:
+      mean: shape `[..., dim]`.
+      log_variance: shape `[..., dim]`; the two broadcast.
+      axis: axis or axes of the independent variables; None means all.
+      where: boolean, True takes part; broadcast to the shape of the two.
+
+    Returns:
+      Divergence per example, in the promoted dtype.
+
+    Raises:
+      ValueError: an axis out of range, or shapes that do not broadcast.
+      TypeError: input that is not real and floating, or a `where` that is not boolean.
+
+    Reference: Kingma and Welling 2014 (arXiv:1312.6114), appendix B.
+    """
+    name = "gaussian_kl"
+    both = floating(name, mean=mean, log_variance=log_variance)
+    arrays = jnp.broadcast_arrays(*promote(name, *both))
+    axes, mask = class_axes(name, arrays[0], axis, where)
+    return _gaussian_kl(*arrays, *(() if mask is None else (mask,)), axis=axes)

@@ -1,0 +1,211 @@
+"""Losses of an error that resist outliers, and the family of which they are members.
+
+Each is a function of r = (predictions - targets) / scale. Those with a bounded slope or value learn
+less from an error the larger it is; the docstrings say which can stop learning.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from .._numerics import cast, promote, widen
+from .._spec import total
+from ..ops import safe_div
+from ._common import errors_of, positive
+
+
+def ratios(
+    name: str, predictions: ArrayLike, targets: ArrayLike | None, scale: ArrayLike
+) -> jax.Array:
+    e = errors_of(name, predictions, targets)
+    return safe_div(*promote(name, e, positive(name, "scale", scale)))
+
+
+def _rational_slope(out, r, *, i, k):
+    if i == k:  # the two terms below cancel for large r
+        return i * rational(r, i=i - 1, k=k + 2)
+    slope = -k * rational(r, i=i + 1, k=k + 2)
+    return slope + i * rational(r, i=i - 1, k=k) if i else slope
+
+
+@total(_rational_slope)
+def rational(r, *, i, k):
+    """r^i / (1 + r^2)^(k / 2) for i <= k, by r or by 1 / r, whichever is not above 1."""
+    z = widen(r)
+    large = abs(z) > 1
+    v = 1 / jnp.where(large, z, 1)
+    u = jnp.where(large, 0, z)
+
+    def length(x):
+        return (1 + x * x) ** (k // 2) if k % 2 == 0 else jnp.sqrt(1 + x * x) ** k
+
+    far = abs(v) ** (k - i) / length(v) * jnp.sign(z) ** i
+    return cast(jnp.where(large, far, u**i / length(u)), r.dtype)
+
+
+@total(lambda out, r: 2 * rational(r, i=1, k=2))
+def log1p_square(r):
+    """log(1 + r^2), which does not overflow where r^2 does."""
+    size = abs(widen(r))
+    large = jnp.maximum(size, 1)
+    v = jnp.minimum(size, 1) / large
+    v = jnp.where(size > 1, 1 / large, v)
+    return cast(2 * jnp.log(large) + jnp.log1p(v * v), r.dtype)
+
+
+@total(lambda out, r: rational(r, i=1, k=1))
+def _root(r):
+    """sqrt(1 + r^2) - 1 = r^2 / (1 + sqrt(1 + r^2))."""
+    size = abs(widen(r))
+    v = 1 / jnp.maximum(size, 1)
+    u = jnp.minimum(size, 1)
+    near = u * u / (1 + jnp.sqrt(1 + u * u))
+    return cast(jnp.where(size > 1, size / (v + jnp.sqrt(1 + v * v)), near), r.dtype)
+
+
+def charbonnier(
+    predictions: ArrayLike, targets: ArrayLike | None = None, *, scale: ArrayLike = 1.0
+) -> jax.Array:
+    """Charbonnier (pseudo-Huber) loss: quadratic for small errors, linear for large ones.
+
+    sqrt(1 + r^2) - 1 with r = e / scale; the derivative by e is r / sqrt(1 + r^2) / scale. It never
+    stops learning: an outlier pulls by 1 / scale, however far it is.
+
+    Edges: inf gives inf; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+      scale: positive number in the units of the error, or an array that broadcasts.
+
+    Returns:
+      Loss per element, in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ, or `scale` is a number that is not positive.
+      TypeError: predictions that are not real and floating.
+
+    Reference: Charbonnier et al. 1994, doi:10.1109/ICIP.1994.413553; `general_robust_loss` with
+    alpha = 1.
+    """
+    return _root(ratios("charbonnier", predictions, targets, scale))
+
+
+def cauchy(
+    predictions: ArrayLike, targets: ArrayLike | None = None, *, scale: ArrayLike = 1.0
+) -> jax.Array:
+    """Cauchy (Lorentzian) loss: quadratic for small errors, logarithmic for large ones.
+
+    log(1 + r^2 / 2) with r = e / scale; the derivative by e is r / (1 + r^2 / 2) / scale, largest
+    at r = sqrt(2) and falling like 2 / e. It slows down far away and does not stop; with a `scale`
+    far below the errors raise the learning rate, or take the scale from the residuals.
+
+    Edges: inf gives inf; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+      scale: positive number in the units of the error, or an array that broadcasts.
+
+    Returns:
+      Loss per element, in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ, or `scale` is a number that is not positive.
+      TypeError: predictions that are not real and floating.
+
+    Reference: Black and Anandan 1996, doi:10.1006/cviu.1996.0006; `general_robust_loss` with
+    alpha = 0.
+    """
+    return log1p_square(ratios("cauchy", predictions, targets, scale) * math.sqrt(0.5))
+
+
+def geman_mcclure(
+    predictions: ArrayLike, targets: ArrayLike | None = None, *, scale: ArrayLike = 1.0
+) -> jax.Array:
+    """Geman-McClure loss, bounded by 1: an outlier costs no more than 1 and pulls hardly at all.
+
+    e^2 / (e^2 + scale^2); the derivative is 2 e scale^2 / (e^2 + scale^2)^2, largest near
+    e = 0.58 scale and falling like 1 / e^3. So with a `scale` far below the errors (the often
+    quoted e^2 / (e^2 + 1e-7)) nothing is learned: take the scale from the residuals, such as their
+    root mean square at the start, and lower it as they shrink.
+
+    Edges: inf gives 1 with derivative 0; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+      scale: positive number in the units of the error, or an array that broadcasts.
+
+    Returns:
+      Loss per element in [0, 1], in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ, or `scale` is a number that is not positive.
+      TypeError: predictions that are not real and floating.
+
+    Reference: Geman and McClure 1987; `general_robust_loss` with alpha = -2 and twice the error,
+    over 2.
+    """
+    return rational(ratios("geman_mcclure", predictions, targets, scale), i=2, k=2)
+
+
+def _gaussian(r):
+    """Return r within +-40 (beyond, exp(-r^2 / 2) is 0 in every dtype), and exp(-r^2 / 2).
+
+    r^2 rounds, and the exponential would make r^2 / 4 ulp of that: it is split into hi^2, which is
+    exact, and the small rest.
+    """
+    r = jnp.clip(widen(r), -40, 40)
+    info = jnp.finfo(r.dtype)
+    hi = lax.reduce_precision(r, exponent_bits=info.nexp, mantissa_bits=(info.nmant + 1) // 2 - 1)
+    # Written as exp(a) exp(b), XLA would add the two exponents up again.
+    return r, jnp.exp(-hi * hi / 2) * (1 + jnp.expm1(-(r - hi) * (r + hi) / 2))
+
+
+def _welsch_curvature(out, r):
+    z, g = _gaussian(r)
+    return (1 - z) * (1 + z) * g
+
+
+@total(_welsch_curvature)
+def _welsch_slope(r):
+    z, g = _gaussian(r)
+    return cast(z * g, r.dtype)
+
+
+@total(lambda out, r: _welsch_slope(r))
+def _welsch(r):
+    z = jnp.clip(widen(r), -40, 40)
+    return cast(-jnp.expm1(-z * z / 2), r.dtype)
+
+
+def welsch(
+    predictions: ArrayLike, targets: ArrayLike | None = None, *, scale: ArrayLike = 1.0
+) -> jax.Array:
+    """Welsch (Leclerc) loss, bounded by 1: an outlier is ignored altogether.
+
+    1 - exp(-r^2 / 2) with r = e / scale; the derivative by e is r exp(-r^2 / 2) / scale, largest at
+    r = 1. From r = 13 on it is 0 in float32, so a model whose errors are all that large learns
+    nothing: start with a `scale` near the largest residual, or with `charbonnier`, and lower it.
+
+    Edges: inf gives 1 with derivative 0; NaN gives NaN.
+
+    Args:
+      predictions: array of any shape.
+      targets: array of the same shape; default 0.
+      scale: positive number in the units of the error, or an array that broadcasts.
+
+    Returns:
+      Loss per element in [0, 1], in the promoted dtype.
+
+    Raises:
+      ValueError: the shapes differ, or `scale` is a number that is not positive.
+      TypeError: predictions that are not real and floating.
+
+    Reference: Leclerc 1989, doi:10.1007/BF00054839; `general_robust_loss` with alpha = -inf.
+    """
+    return _welsch(ratios("welsch", predictions, targets, scale))
