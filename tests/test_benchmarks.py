@@ -192,7 +192,8 @@ def test_command_refuses_bad_input(argv, message, capsys):
 
 def test_command_refuses_unknown_suite(capsys):
     assert command.main(["speeed"]) == 2
-    assert "unknown suite 'speeed'; choose from: survival, all" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "unknown suite 'speeed'; choose from: survival, accuracy, speed, optimizers, all" in told
 
 
 def test_command_lists_every_scenario(capsys):

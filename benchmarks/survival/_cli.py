@@ -2,21 +2,12 @@
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-try:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-except ImportError as error:
-    raise ImportError(
-        "benchmarks needs rich: run `pip install -e '.[benchmarks]'` in the checkout"
-    ) from error
-
+from .._command import choose, console, progress
 from ._arms import ARMS
 from ._page import pyplot, write_page, write_picture
 from ._report import listing, sentence, table
@@ -24,7 +15,6 @@ from ._runner import (
     GRID,
     SCENARIOS,
     TUNING_SEEDS,
-    choose,
     choose_levels,
     planned,
     run,
@@ -47,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arms", type=names, metavar="A,B", help=f"arms, of {', '.join(ARMS)}")
     made.add_argument("--seeds", type=int, metavar="N", help="number of seeds (1; 5 with --full)")
     made.add_argument("--levels", metavar="I,J", help="quick, all, or indices of levels")
-    made.add_argument("--full", action="store_true", help="all levels and five seeds")
+    size = made.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="three levels and one seed, the default")
+    size.add_argument("--full", action="store_true", help="all levels and five seeds")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     made.add_argument("--html", type=Path, metavar="FILE", default=PAGE, help=f"page ({PAGE})")
     made.add_argument("--picture", type=Path, metavar="FILE.svg", help="write an overview")
@@ -60,11 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
     chosen = options.parse_args(argv)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    out = console()
     if chosen.list:
-        console.print(listing())
+        out.print(listing())
         return 0
     try:
         what = _selection(chosen)
@@ -73,19 +63,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.error(str(error))
     if chosen.tune:
         runs = sum(len(SCENARIOS[n].optimizers) for n in choose("scenario", chosen.only, SCENARIOS))
-        with _progress(runs * (len(ARMS) + 1) * len(GRID) * len(TUNING_SEEDS)) as advance:
+        with progress(runs * (len(ARMS) + 1) * len(GRID) * len(TUNING_SEEDS)) as advance:
             rates = tune(chosen.only, advance=advance)
         save_rates(rates)
-        console.print_json(json.dumps(rates))
+        out.print_json(json.dumps(rates))
         return 0
     pyplot()  # A missing matplotlib is told before the run, not after it.
     begin = time.perf_counter()
-    with _progress(total) as advance:
+    with progress(total) as advance:
         rows = run(**what, advance=advance)
-    console.print(table(rows))
-    console.print()
-    console.print(sentence(rows))
-    console.print(f"{len(rows)} runs in {time.perf_counter() - begin:.0f} s.")
+    out.print(table(rows))
+    out.print()
+    out.print(sentence(rows))
+    out.print(f"{len(rows)} runs in {time.perf_counter() - begin:.0f} s.")
     for path, write in [
         (chosen.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n")),
         (chosen.html, lambda path: write_page(rows, path)),
@@ -94,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path)
-            console.print(f"wrote {path}", highlight=False)
+            out.print(f"wrote {path}", highlight=False)
     verify(rows, **what)
     return 0
 
@@ -112,20 +102,3 @@ def _selection(chosen: argparse.Namespace) -> dict[str, Any]:
     for name in choose("scenario", chosen.only, SCENARIOS):
         choose_levels(SCENARIOS[name], levels)
     return {"only": chosen.only, "arms": chosen.arms, "seeds": seeds, "levels": levels}
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[str, int], None]]:
-    columns = (
-        TextColumn("{task.description:<36}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task("compiling", total=total)
-
-        def advance(what: str, runs: int) -> None:
-            progress.update(task, advance=runs, description=what)
-
-        yield advance

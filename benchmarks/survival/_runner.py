@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from .._command import choose
 from . import _classification, _regression  # noqa: F401  They register the scenarios.
 from ._arms import ARMS, CONTROL, recipe
 from ._scenario import SCENARIOS as _REGISTERED
@@ -240,18 +241,6 @@ def save_rates(rates: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
     """Freezes learning rates; scenarios that are not named keep theirs."""
     old = load_rates() if RATES.exists() else {}
     RATES.write_text(json.dumps(old | dict(rates), indent=1) + "\n")
-
-
-def choose(kind: str, wanted: Sequence[str] | None, known: Iterable[str]) -> list[str]:
-    """The wanted names in the order of the known ones; all of them for None."""
-    known = list(known)
-    if wanted is None:
-        return known
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        problem = f"unknown {kind} {', '.join(map(repr, unknown))}" if unknown else f"no {kind}"
-        raise ValueError(f"{problem}; choose from: {', '.join(known)}")
-    return [name for name in known if name in wanted]
 
 
 def choose_levels(

@@ -11,6 +11,8 @@ from sphinx.util.docutils import SphinxDirective
 
 from robustops._spec import OPS, Op
 
+EXTENSIONS = ("floor", "fill", "extend")
+
 
 def number(v: float) -> str:
     """A number in a few digits."""
@@ -50,7 +52,7 @@ def rows(heading: Iterable[str], body: Iterable[Iterable[str]]) -> str:
 
 def table() -> str:
     """One row for each registered op."""
-    heading = ("op", "domain", "ulps", "in place of", "cost beyond the naive form")
+    heading = ("op", "domain", "outside", "ulps", "in place of", "cost beyond the naive form")
     return rows(heading, (_facts(op) for op in OPS.values()))
 
 
@@ -58,10 +60,25 @@ def _facts(op: Op) -> tuple[str, ...]:
     return (
         f"[`{op.name}`](#robustops.{op.name})",
         " × ".join(interval(*bounds) for bounds in op.domain),
+        "; ".join([*_constants(op), *_choices(op)]),
         f"{op.ulps[0]} / {op.ulps[1]}" + (r" \*" if op.conditioning else ""),
         f"`{op.replaces}`" if op.replaces else "",
         op.cost,
     )
+
+
+def _constants(op: Op) -> Iterable[str]:
+    """The value beyond each end of the domain, in float32."""
+    if len(op.domain) > 1 or op.reduces:
+        return
+    for sign, end in zip("≤≥", op.domain[0], strict=True):
+        if math.isfinite(end):
+            yield f"{number(float(op.fn(jnp.float32(end))))} for x {sign} {number(end)}"
+
+
+def _choices(op: Op) -> Iterable[str]:
+    """The options that set another extension."""
+    return (f"`{name}=`" for name in inspect.signature(op.fn).parameters if name in EXTENSIONS)
 
 
 def edges(op: Op) -> str:

@@ -1,0 +1,88 @@
+"""Time and compile time of a training step's optimizer part, over those of bare Adam."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._arms import ARMS, BARE, COST, TREES, gradients, one_call, two_calls
+
+Row = dict[str, Any]
+
+
+def measure(
+    trees: Sequence[str],
+    rounds: int,
+    advance: Callable[[str, int], None] = lambda what, count: None,
+) -> list[Row]:
+    """Rows for each tree, donated or not: all arms in turn, round after round."""
+    return [
+        row
+        for tree in trees
+        for donated in (True, False)
+        for row in _together(tree, donated, rounds, advance)
+    ]
+
+
+def planned(trees: Sequence[str]) -> int:
+    """How often `measure` calls `advance`."""
+    return 2 * len(trees) * len(_forms())
+
+
+def _forms() -> list[tuple[str, str]]:
+    ours = [arm for arm in COST if arm in ("skip_nonfinite", "guard", "guard, AGC")]
+    return [(arm, "update") for arm in COST] + [(arm, "guarded_apply") for arm in ours]
+
+
+def _together(
+    tree: str, donated: bool, rounds: int, advance: Callable[[str, int], None]
+) -> list[Row]:
+    params = TREES[tree]()
+    grads = gradients(params)
+    runs, carries, compiling = {}, {}, {}
+    for arm, form in _forms():
+        tx = ARMS[arm]()
+        step = two_calls(tx) if form == "update" else one_call(tx)
+        carry = tx.init(params), jax.tree.map(jnp.array, params)
+        lowered = jax.jit(step, donate_argnums=(1, 2) if donated else ()).lower(grads, *carry)
+        begin = time.perf_counter()
+        runs[arm, form] = lowered.compile()
+        compiling[arm, form] = time.perf_counter() - begin
+        carries[arm, form] = carry
+        advance(f"{tree}: {arm}", 1)
+    seconds = {key: np.empty(rounds) for key in runs}
+    order = list(runs)
+    for i in range(-2, rounds):  # two to warm up
+        order.append(order.pop(0))  # none is always first, after whatever came between
+        for key in order:
+            step = runs[key]
+            begin = time.perf_counter()
+            after, state = jax.block_until_ready(step(grads, *carries[key]))
+            if i >= 0:
+                seconds[key][i] = time.perf_counter() - begin
+            carries[key] = state, after
+    bare = BARE, "update"
+    rows = []
+    for (arm, form), spent in seconds.items():
+        ratios = spent / seconds[bare]
+        rows.append(
+            {
+                "kind": "cost",
+                "arm": arm,
+                "form": form,
+                "tree": tree,
+                "donated": donated,
+                "ratio": float(np.median(ratios)),
+                "ratio_low": float(np.quantile(ratios, 0.25)),
+                "ratio_high": float(np.quantile(ratios, 0.75)),
+                "seconds": float(np.median(spent)),
+                "compile_seconds": compiling[arm, form],
+                "compile_ratio": compiling[arm, form] / compiling[bare],
+                "rounds": rounds,
+                "device": jax.devices()[0].device_kind,
+            }
+        )
+    return rows

@@ -1,0 +1,100 @@
+"""Directives that print kept benchmark results: `accuracy-table` and `exhaustive-table`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from op_record import rows
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+from robustops.testing import OPS
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+OURS = "robustops"
+
+
+def kept(name: str) -> list[dict[str, Any]]:
+    """The rows of one file of results."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def linked(name: str) -> str:
+    """A case by name; an op leads to its entry."""
+    return f"{{py:func}}`{name} <robustops.{name}>`" if name in OPS else f"`{name}`"
+
+
+def error(row: dict[str, Any] | None, kind: str) -> str:
+    """Largest error in ulps, or that a result was not finite."""
+    if row is None or row[f"{kind}_failed"] is None:
+        return ""
+    if row[f"{kind}_failed"]:
+        return "NaN, ∞"
+    return f"{row[f'{kind}_max']:.2g}".replace("e+0", "e").replace("e+", "e")
+
+
+def accuracy() -> str:
+    """Largest errors in float32: ours, the naive form's and the peers'."""
+    found = [row for row in kept("accuracy") if row["dtype"] == "float32" and not row["error"]]
+    libraries = list(dict.fromkeys([OURS, "naive", *sorted(row["library"] for row in found)]))
+    table: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in found:
+        table.setdefault(row["op"], {})[row["library"]] = row
+    body = (
+        (linked(op), *(_pair(line.get(library)) for library in libraries))
+        for op, line in sorted(table.items())
+    )
+    return rows(("", *libraries), body)
+
+
+def _pair(row: dict[str, Any] | None) -> str:
+    return " / ".join(filter(None, (error(row, "value"), error(row, "derivative"))))
+
+
+def exhaustive() -> str:
+    """What all 2^32 inputs gave."""
+    heading = ("", "not finite", "other faults", "value", "at", "derivative", "at", "date", "jax")
+    return rows(
+        heading,
+        (
+            (
+                linked(row["op"]),
+                str(row["nonfinite_values"] + row["nonfinite_derivatives"]),
+                str(row["nan_hidden"] + row["off_extension"]),
+                f"{row['value_ulps']:.2f}",
+                _at(row["value_at"]),
+                f"{row['derivative_ulps']:.2f}",
+                _at(row["derivative_at"]),
+                row["date"],
+                row["jax"],
+            )
+            for row in kept("exhaustive")
+        ),
+    )
+
+
+def _at(x: float | None) -> str:
+    return "" if x is None else f"{x:.9g}"
+
+
+class AccuracyTable(SphinxDirective):
+    """Errors of ours and the peers."""
+
+    def run(self):
+        """The table as nodes."""
+        return self.parse_text_to_nodes(accuracy())
+
+
+class ExhaustiveTable(SphinxDirective):
+    """The exhaustive runs."""
+
+    def run(self):
+        """The table as nodes."""
+        return self.parse_text_to_nodes(exhaustive())
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Registers the directives."""
+    app.add_directive("accuracy-table", AccuracyTable)
+    app.add_directive("exhaustive-table", ExhaustiveTable)
+    return {"parallel_read_safe": True}

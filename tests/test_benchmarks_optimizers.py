@@ -1,0 +1,58 @@
+"""The optimizer benchmark: every cell is there, peers fail where they do, and ours withstand."""
+
+import json
+
+import pytest
+
+pytest.importorskip("rich", reason="benchmarks need the extra 'benchmarks'")
+
+from benchmarks.optimizers import _cost, main, run, summary, verify
+from benchmarks.optimizers._arms import QUICK_TREE
+from benchmarks.optimizers._report import behaviour_table, cost_table, sentence
+
+ARMS = ["apply_if_finite", "skip_nonfinite", "guard"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench") / "rows.json"
+    # Fewer arms: compilation is what takes time.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
+        assert main(["--quick", "--rounds", "2", "--arms", *ARMS, "--json", str(path)]) == 0
+        found = json.loads(path.read_text())
+        verify(found, [QUICK_TREE], ARMS)
+        with pytest.raises(ValueError, match="expected 8 rows of cost, got 7"):
+            verify(found[1:], [QUICK_TREE], ARMS)
+    return found
+
+
+def test_peers_fail_and_ours_withstand(rows):
+    cells = {(r["arm"], r["fault"]): r for r in rows if r["kind"] == "behaviour"}
+    assert not cells["apply_if_finite", "51 nan"]["finite"]
+    assert not cells["apply_if_finite", "1e30"]["learning"]
+    assert all(cells["skip_nonfinite", f]["unchanged"] for f in ("nan", "1e30", "51 nan"))
+    assert all(r["learning"] for (arm, _), r in cells.items() if arm in ("skip_nonfinite", "guard"))
+
+
+def test_report_has_every_arm_and_the_counts(rows):
+    cost, behaviour = cost_table(rows), behaviour_table(rows)
+    assert cost.row_count == 4
+    assert behaviour.row_count == len(ARMS)
+    assert summary(rows)["robustops survives"] == 1
+    assert "robustops survives 100% of the faults" in sentence(rows)
+
+
+def test_run_names_the_valid_choices():
+    with pytest.raises(ValueError, match=r"unknown arm 'adma'; choose from: adam, zero_nans"):
+        run(arms=["adma"])
+    with pytest.raises(ValueError, match="rounds must be >= 1, got 0"):
+        run(rounds=0)
+
+
+def test_verify_refuses_a_guard_that_let_something_pass(rows):
+    bad = [dict(r, finite=r.get("arm") != "guard") if r["kind"] == "behaviour" else r for r in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
+        with pytest.raises(ValueError, match="guard let nan reach the parameters"):
+            verify(bad, [QUICK_TREE], ARMS)
