@@ -246,7 +246,7 @@ def test_kept_results_are_replaced_by_op(tmp_path):
 
 def test_kept_exhaustive_runs_hold():
     kept = exhaustive.kept_rows()
-    assert kept
+    assert len(kept) >= 10
     verify_exhaustive(kept)
     for row in kept:
         assert row["inputs"] == 2**32

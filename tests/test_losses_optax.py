@@ -13,15 +13,8 @@ import pytest
 from robustops import losses
 
 NAMES = sorted(n for n, v in vars(peer).items() if not n.startswith("_") and callable(v))
-TESTS = [
-    "_classification",
-    "_fenchel_young",
-    "_ranking",
-    "_regression",
-    "_segmentation",
-    "_self_supervised",
-    "_smoothing",
-]
+TESTS = ["_fenchel_young", "_ranking", "_regression", "_self_supervised", "_smoothing"]
+LONG = ["_classification", "_segmentation"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -42,13 +35,15 @@ class _Seeded(unittest.TestResult):
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("name", TESTS)
+@pytest.mark.parametrize(
+    "name", [*TESTS, *(pytest.param(name, marks=pytest.mark.slow) for name in LONG)]
+)
 def test_optax_tests_pass_with_ours(name, monkeypatch):
     """Their file is loaded with modules that hold nothing but robustops.losses."""
     file = Path(peer.__file__).with_name(f"{name}_test.py")
     if not file.exists():
         pytest.skip(f"this optax came without its tests, {file.name}")
-    for private in TESTS:
+    for private in [*TESTS, *LONG]:
         ours = types.ModuleType(private)
         vars(ours).update((n, getattr(losses, n)) for n in NAMES)
         monkeypatch.setattr(peer, private, ours)

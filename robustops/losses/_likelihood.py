@@ -6,7 +6,7 @@ from jax.typing import ArrayLike
 
 from .._numerics import cast, narrow, promote, smallest, widen
 from .._spec import total
-from ..ops import safe_div, safe_exp, safe_expm1
+from ..ops import safe_div, safe_exp
 from ..ops._families import ratio
 from ..ops._similarity import difference
 from ._common import Axis, class_axes, floating, per_example, product, saturated_sum, square
@@ -108,21 +108,34 @@ def gaussian_nll(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike) -> ja
     return _gaussian(*jnp.broadcast_arrays(difference(mean, targets), variance))
 
 
-@total(lambda out, x: safe_expm1(x))
-def _exp_beyond_line(x):
-    """exp(x) - 1 - x; by its series near 0, where the difference loses all digits."""
+def _half_exp(z):
+    root = jnp.exp(z / 2)  # exp(z) overflows where its half does not
+    return root / 2 * root
+
+
+@total(lambda out, x: out + 0.5)
+def _half_expm1(x):
+    """(exp(x) - 1) / 2."""
+    z = widen(x)
+    return narrow(jnp.where(z > 80, _half_exp(z), jnp.expm1(z) / 2), x.dtype)
+
+
+@total(lambda out, x: _half_expm1(x))
+def _half_exp_beyond_line(x):
+    """(exp(x) - 1 - x) / 2; by its series near 0, where the difference loses all digits."""
     z = widen(x)
     near = abs(z) < 1
     h = jnp.where(near, z, 0)
     series = jnp.ones_like(h)
     for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
         series = 1 + h / k * series
-    return narrow(jnp.where(near, h * h / 2 * series, jnp.expm1(z) - z), x.dtype)
+    far = jnp.where(z > 80, _half_exp(z), (jnp.expm1(z) - z) / 2)
+    return narrow(jnp.where(near, h * h / 4 * series, far), x.dtype)
 
 
 @per_example
 def _gaussian_kl(m, l, mask=None, *, axis):
-    terms = difference(square(m, c=0.5), -_exp_beyond_line(l) / 2)
+    terms = difference(square(m, c=0.5), -_half_exp_beyond_line(l))
     return saturated_sum(terms, axis, mask)
 
 
