@@ -32,19 +32,30 @@ def run(request, monkeypatch):
     return (lambda f: f) if request.param == "eager" else jax.jit
 
 
-@pytest.fixture(scope="session")
-def issue_cases():
-    """Real failures kept beside the project; absent from a bare checkout."""
-    path = Path(__file__).resolve().parents[2] / "shared" / "cases" / "issue_cases.py"
+def failure_cases(name):
+    """A module of real failures kept beside the project; absent from a bare checkout."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "cases" / f"{name}.py"
     if not path.exists():
         pytest.skip(f"needs the folder of failure cases, {path.parent}, which is not here")
-    spec = importlib.util.spec_from_file_location("issue_cases", path)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
+    sys.modules[name] = module  # where `inspect` looks for it
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own: an open file left to the garbage collector
         spec.loader.exec_module(module)
         gc.collect()
-    return {case.id: case for case in module.CASES}
+    return module
+
+
+@pytest.fixture(scope="session")
+def issue_cases():
+    """Failures from bug threads, by name."""
+    return {case.id: case for case in failure_cases("issue_cases").CASES}
+
+
+@pytest.fixture(scope="session")
+def program_cases():
+    """The module of programs in which the line of the bug is marked."""
+    return failure_cases("program_cases")

@@ -1,8 +1,6 @@
 """`diagnose` names the line, and says nothing where nothing is wrong."""
 
-import importlib.util
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -339,20 +337,6 @@ def test_check_finite():
 
 
 # ----------------------------------------------------------------------- programs kept elsewhere
-
-
-@pytest.fixture(scope="module")
-def program_cases():
-    path = HERE.resolve().parents[2] / "shared" / "cases" / "program_cases.py"
-    if not path.exists():
-        pytest.skip(f"needs the folder of failure cases, {path.parent}, which is not here")
-    spec = importlib.util.spec_from_file_location("program_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # Where `inspect` looks for it.
-    spec.loader.exec_module(module)
-    return module
 
 
 def failing(module, case):

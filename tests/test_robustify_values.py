@@ -1,9 +1,6 @@
 """`robustify(values=True)`: naive formulas give what the stable ones do, and nothing else moves."""
 
-import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -439,20 +436,6 @@ def test_ops_of_the_catalogue_are_left_alone():
     before, after = rewritten(fn, WEIGHTS)
     names = lambda closed: [e.params.get("name") for e in closed.jaxpr.eqns]
     assert names(after) == names(before)
-
-
-@pytest.fixture(scope="module")
-def program_cases():
-    path = Path(__file__).resolve().parents[2] / "shared" / "cases" / "program_cases.py"
-    if not path.exists():
-        pytest.skip(f"needs the folder of failure cases, {path.parent}, which is not here")
-    spec = importlib.util.spec_from_file_location("program_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def finite_share(module, case, seeds):
