@@ -56,10 +56,62 @@ def cast(y: jax.Array, dtype: Any) -> jax.Array:
     return y if y.dtype == dtype else y.astype(dtype)
 
 
-def narrow(y: jax.Array, dtype: Any) -> jax.Array:
-    """Return `y` in `dtype`, saturated at its largest finite number; NaN stays NaN."""
-    big = largest(dtype)
-    return cast(jnp.clip(y, -big, big), dtype)
+def nan_of(x: jax.Array) -> jax.Array:
+    """Return 0, and NaN where `x` is NaN; to be added to what a maximum or minimum made of `x`.
+
+    Where XLA for CPU takes a maximum along in the pass of a sum, that maximum drops a NaN:
+    jax.jit(lambda x: jnp.sum(jnp.maximum(x, 0))) is finite for some x with a NaN.
+    """
+    s = jnp.sign(x)
+    return s - s  # not 0 * s: that 0 would be a constant to share, see `apart`
+
+
+def clip(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+    """Return `y` within [low, high]; NaN stays NaN.
+
+    Unlike `jnp.clip` it makes no clamp: XLA for CPU takes arithmetic, maxima, exp and log along in
+    the one pass of a sum, but a clamp, a compare or a select becomes an array first, 4x the time.
+    """
+    return -jnp.maximum(-jnp.maximum(y, low), -high) + nan_of(y)
+
+
+def narrow(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
+    """Return `y` in `dtype`, saturated at its largest finite number; NaN stays NaN.
+
+    Where one of `unless`, of a dtype with no larger numbers, is infinite `y` may be so too.
+    """
+    bound = largest(dtype)
+    for x in unless:
+        bound = jnp.maximum(widen(jnp.maximum(x, -x)), bound)  # abs(x) might be kept, see `apart`
+    return cast(clip(y, -bound, bound), dtype)
+
+
+def infinite_with(y: jax.Array, excess: jax.Array, big: ArrayLike) -> jax.Array:
+    """Return the finite `y`, made infinite where `excess` is inf (it is 0 elsewhere) and y not 0.
+
+    For a formula in x held at `big`, the largest finite number, so that it has no 0 * inf; the
+    excess is what that took from x.
+    """
+    return y + y * -jnp.maximum(-excess, -big)  # no clamp, see `clip`
+
+
+def apart(times: int, *small: ArrayLike) -> list[jax.Array]:
+    """Return small arrays; compiled for CPU, each number of times gives other ones.
+
+    XLA for CPU writes to memory what two sums, or a sum and a result, have in common, be it a
+    constant in the shape of x. exp(x - m) and exp(x - apart(1, m)) have nothing in common, and each
+    is part of one pass over x.
+    """
+    arrays = [jnp.asarray(a) for a in small]
+    if not times:
+        return arrays
+
+    def behind_barriers(*arrays):
+        for _ in range(times):
+            arrays = [lax.optimization_barrier(a) for a in arrays]
+        return arrays
+
+    return list(lax.platform_dependent(*arrays, cpu=behind_barriers, default=lambda *a: [*a]))
 
 
 def flush(x: jax.Array) -> jax.Array:

@@ -217,3 +217,17 @@ def test_total(name, dtype, x64):
     assert not bad(np.isfinite, first(*args))
     if name not in ORDER_ONE:
         assert not bad(lambda v: ~np.isnan(v), second(*args))
+
+
+@pytest.mark.parametrize("name", STRESS)
+def test_nan_reaches_a_sum(name):
+    """XLA for CPU fuses a loss into a sum with maxima that drop a NaN."""
+    fn, kinds = STRESS[name]
+    total = jax.jit(lambda *args: jnp.sum(fn(*args)))
+    args = [np.full(64, 0.5, np.float32) for _ in kinds]
+    for k, kind in enumerate(kinds):
+        if kind == "label":
+            continue  # made into a class or a comparison by some of the cases
+        spoilt = [a.copy() for a in args]
+        spoilt[k][5] = np.nan
+        assert jnp.isnan(total(*spoilt)), (name, k)

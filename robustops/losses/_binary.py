@@ -4,25 +4,41 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, narrow, promote, widen
+from .._numerics import apart, cast, clip, infinite_with, largest, narrow, promote, widen
 from .._spec import total
 from .._zmul import zmul
-from ..ops import safe_log, safe_log1p, sigmoid
+from ..ops import safe_log, safe_log1p
+from ..ops._logistic import sigmoid_slope
 from ._common import floating
 
 
 @total(
-    # sigmoid(x) - z without a difference where z is 0 or 1
-    lambda out, x, z: zmul(1 - z, sigmoid(x)) - zmul(z, sigmoid(-x)),
+    lambda out, x, z: jnp.broadcast_to(sigmoid_slope(x), out.shape),
+    lambda out, x, z: -jnp.ones_like(out),
+)
+def _slope(x, z):
+    """sigmoid(x) - z as (1 - z) sigmoid(x) - z sigmoid(-x): no difference where z is 0 or 1."""
+    dtype = jnp.result_type(x, z)
+    x, z = widen(x), widen(z)
+    e = jnp.exp(-abs(x))
+    y = (1 - z) * jnp.where(x < 0, e, 1) - z * jnp.where(x < 0, 1, e)
+    return narrow(y / (1 + e), dtype)
+
+
+@total(
+    lambda out, x, z: _slope(x, z),
     lambda out, x, z: -jnp.broadcast_to(x, out.shape),
 )
 def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
-    # One of the two last terms is 0 for a hard label; 0 times an infinite logit is 0 too.
-    y = jnp.log1p(jnp.exp(-abs(x))) + zmul(z, jnp.maximum(-x, 0)) + zmul(1 - z, jnp.maximum(x, 0))
-    return jnp.where(jnp.isinf(x), cast(y, dtype), narrow(y, dtype))
+    big, zero = apart(1, *jnp.asarray([largest(x.dtype), 0], x.dtype))
+    # One of the two last terms is 0 for a hard label, and stays 0 for an infinite logit.
+    v, size = clip(x, -big, big), abs(x - zero)
+    y = jnp.log1p(jnp.exp(-size)) + z * jnp.maximum(-v, zero) + (1 - z) * jnp.maximum(v, zero)
+    most = jnp.minimum(big, largest(dtype))
+    return cast(infinite_with(clip(y, -most, most), jnp.maximum(size - big, zero), big), dtype)
 
 
 def logits_and_labels(name: str, logits: ArrayLike, labels: ArrayLike) -> list[jax.Array]:

@@ -11,7 +11,17 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._numerics import broadcast_mask, cast, largest, narrow, normalize_axes, promote, widen
+from .._numerics import (
+    broadcast_mask,
+    cast,
+    clip,
+    infinite_with,
+    largest,
+    narrow,
+    normalize_axes,
+    promote,
+    widen,
+)
 from .._spec import total
 from .._zmul import zmul
 from ..ops import softmax
@@ -66,7 +76,7 @@ def errors_of(
 def square(e, *, c):
     """c e^2, saturated."""
     z = widen(e)
-    return jnp.where(jnp.isinf(e), inf, narrow(c * z * z, e.dtype))
+    return narrow(c * z * z, e.dtype, e)
 
 
 @total(lambda out, x, y: y, lambda out, x, y: x)
@@ -75,13 +85,15 @@ def product(x, y):
     dtype = jnp.result_type(x, y)
     z = jnp.where((x == 0) & ~jnp.isnan(y), 0, widen(x) * widen(y))
     z = jnp.where((y == 0) & ~jnp.isnan(x), 0, z)
-    return jnp.where(jnp.isinf(x) | jnp.isinf(y), cast(z, dtype), narrow(z, dtype))
+    return narrow(z, dtype, x, y)
 
 
 @total(jvp=lambda out, arrays, tangents, *, dtype: tangents[0].astype(dtype))
 def narrowed(x, *, dtype):
     """x in `dtype`, saturated, with the derivative kept."""
-    return jnp.where(jnp.isinf(x), cast(x, dtype), narrow(x, dtype))
+    big, most = largest(x.dtype), largest(dtype)
+    y = infinite_with(clip(x, -most, most), jnp.maximum(abs(x) - big, 0), big)
+    return cast(y, dtype)
 
 
 def misses(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
@@ -136,7 +148,7 @@ def _saturated_sum(x, *, axis, dtype):
     # Two sums in one pass: what could overflow a sum of n is scaled down by n, so that opposite
     # overflows cannot meet as inf - inf.
     limit = largest(z.dtype) / (2 * n)
-    part = jnp.clip(z, -limit, limit)
+    part = clip(z, -limit, limit)
     rest = jnp.sum((z - part) / n, axis=axis)
     y = jnp.sum(part, axis=axis) + rest * n
     return jnp.where(jnp.isfinite(rest), narrow(y, dtype), cast(rest, dtype))

@@ -5,15 +5,32 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, normalize_axes, promote, widen
+from .._numerics import (
+    apart,
+    cast,
+    clip,
+    infinite_with,
+    largest,
+    narrow,
+    normalize_axes,
+    promote,
+    widen,
+)
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_log
-from ..ops._reduce import keep, settle, sum_of
-from ..ops._softmax import log_of_sum, rule_softmax, shifted_exp, wide_softmax
+from ..ops._reduce import keep, max_of, sum_of
+from ..ops._softmax import (
+    below_one,
+    exp_less,
+    log_of_sum,
+    rule_softmax,
+    shift,
+    sums_of_exp,
+    wide_softmax,
+)
 from ._common import Axis, class_axes, class_indices, floating, product, saturated_sum
 
 inf = math.inf
@@ -37,13 +54,15 @@ def _rule_soft_slope(out, arrays, tangents, *, axis):
 def soft_slope(x, z, mask=None, *, axis):
     """sum(z) softmax(x) - z, right where one class holds nearly all; 0 in a row of only -inf."""
     w = widen(keep(z, mask))
-    _, e = shifted_exp(widen(keep(x, mask, -inf)), axis)
-    s = jnp.maximum(sum_of(e, axis), 0.5)
-    weight, rest = sum_of(w, axis), sum_of(jnp.where(e == 1, 0, e), axis)
+    v = widen(keep(x, mask, -inf))
+    m = shift(v, axis)
+    total, rest = sums_of_exp(v, m, axis)
+    s, weight = jnp.maximum(total, 0.5), sum_of(w, axis)
     # In the class with p > 1/2, the only one with e = 1, p sum(z) - z is formed from the others.
-    heavy = e > s / 2
-    others = sum_of(jnp.where(heavy, 0, w), axis) - weight * (rest / s)
-    slope = jnp.where(heavy, others, e / s * weight - w)
+    e = exp_less(v, m, 3)
+    others = sum_of(w * below_one(e, 3), axis) - weight * (rest / s)
+    e = exp_less(v, m, 2)
+    slope = jnp.where(e > s / 2, others, e / s * weight - w)
     return narrow(keep(jnp.where(s > 0.5, slope, 0), mask), x.dtype)
 
 
@@ -62,15 +81,25 @@ def _rule_soft(out, arrays, tangents, *, axis):
 @total(jvp=_rule_soft)
 def soft_cross_entropy(x, z, mask=None, *, axis):
     """sum_j z_j (logsumexp(x) - x_j), each summand formed without cancellation."""
-    v, w = widen(keep(x, mask, -inf)), widen(keep(z, mask))
-    m, e = shifted_exp(v, axis)
-    v = jnp.minimum(v, largest(v.dtype))  # as shifted_exp does
-    gap = jnp.where(v == -inf, inf, narrow((m - v) + log_of_sum(e, axis), v.dtype))
-    terms = zmul(w, gap)
-    y = saturated_sum(jnp.where(gap == inf, terms, narrow(terms, v.dtype)), axis)
+    w = widen(keep(z, mask))
+    v = widen(keep(x, mask, -inf))
+    m = shift(v, axis)
+    log, big = log_of_sum(v, m, axis), largest(v.dtype)
+    n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
+
+    def terms(times, scale):
+        k, add, most, zero = apart(times, m, log, *jnp.asarray([big, 0], v.dtype))
+        # These drop a NaN of v, which `add` has too.
+        gap = jnp.minimum((k - jnp.minimum(jnp.maximum(v, -most), k)) + add, most)
+        return infinite_with(clip(w * scale * gap, -most, most), -jnp.minimum(v + most, zero), most)
+
+    y = sum_of(terms(4, 1), axis)
+    # A sum that overflows is formed again over n, so that opposite overflows meet no inf - inf.
+    over = sum_of(terms(5, 1 / n), axis)
+    y = narrow(jnp.where(abs(over) < big / n / 4, y, over * n), x.dtype)
     # A label on -inf costs inf, the limit; in a row of only -inf there is no limit.
-    lost = jnp.isinf(y) & (jnp.max(v, axis, initial=-inf) > -inf)
-    return jnp.where(lost, cast(y, x.dtype), narrow(y, x.dtype))
+    lost = jnp.isinf(over) & (max_of(v, axis) > -inf)
+    return jnp.squeeze(jnp.where(lost, cast(over, x.dtype), y), axis)
 
 
 def soft_labels(
@@ -205,12 +234,13 @@ def softmax_cross_entropy_with_integer_labels(
 def _class_terms(x, label, mask):
     """Return m - x_y, exp(x_y - m), the sum of the other exp(x_j - m), those, and where j = y."""
     z = widen(keep(x, mask, -inf))
-    z = jnp.minimum(z, largest(z.dtype))  # as shifted_exp does
-    m, e = shifted_exp(z, (-1,))
-    here = lax.broadcasted_iota(label.dtype, x.shape, x.ndim - 1) == label
-    (others,) = settle(sum_of(jnp.where(here, 0, e), -1))
-    gap = m - jnp.take_along_axis(z, label, axis=-1)
-    return gap, jnp.take_along_axis(e, label, axis=-1), others, e, here
+    m = shift(z, (-1,))
+    # As numbers, exact up to 2^24 classes: a select would not go into the sum.
+    distance = abs(jnp.arange(x.shape[-1], dtype=z.dtype) - label.astype(z.dtype))
+    others = sum_of(exp_less(z, m) * jnp.minimum(distance, 1), -1)
+    chosen = jnp.take_along_axis(z, label, axis=-1)
+    e = exp_less(z, m, 2)
+    return m - jnp.minimum(chosen, m), exp_less(chosen, m), others, e, distance == 0
 
 
 def _rule_class_slope(out, arrays, tangents):

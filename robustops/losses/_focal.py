@@ -9,7 +9,7 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, promote, widen
+from .._numerics import largest, narrow, promote, widen
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
@@ -100,8 +100,8 @@ def _by_no(out, x, z, gamma, *weights, halves):
 def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
     """(yes z + no (1 - z)) miss^gamma times the cross-entropy."""
     u, v, w = widen(x), widen(z), widen(yes)
-    y = product(w * v + widen(no) * (1 - v), _bent(u, v, gamma, halves))
-    return jnp.where(jnp.isinf(x), cast(y, x.dtype), narrow(y, x.dtype))
+    y = _power(_miss(u, v), gamma, halves) * bce_from_logits(u, v)
+    return narrow((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
 
 
 def sigmoid_focal_loss(

@@ -135,8 +135,7 @@ def _huber(e, delta):
     dtype = jnp.result_type(e, delta)
     size, d = abs(widen(e)), widen(delta)
     inner = jnp.minimum(size, d)
-    y = jnp.where(size <= d, 0.5 * inner * inner, d * (size - 0.5 * d))
-    return jnp.where(jnp.isinf(e), math.inf, narrow(y, dtype))
+    return narrow(inner * (size - 0.5 * inner), dtype, e)
 
 
 def huber_loss(

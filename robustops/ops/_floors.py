@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._numerics import cast, largest, narrow, saturated, widen
+from .._numerics import apart, clip, largest, nan_of, narrow, saturated, widen
 
 
 def options(
@@ -56,12 +56,16 @@ def bounded(
 ) -> jax.Array:
     """`value(x)` from `low` to `high`; beyond a constant, or the line of the slope at the end."""
     wide, big = widen(x), largest(x.dtype)
-    y = value(jnp.clip(wide, low, high))
+    (least,) = apart(1, low)
+    if high is None:
+        y = value(jnp.maximum(wide, least) + nan_of(wide - least))
+    else:
+        y = value(clip(wide, least, high))
     if linear:
         y = y + max(-big, min(big, slope(low))) * (jnp.minimum(wide, low) - low)
         if high is not None:
             y = y + max(-big, min(big, slope(high))) * (jnp.maximum(wide, high) - high)
-    return jnp.where(jnp.isinf(x), cast(y, x.dtype), narrow(y, x.dtype))
+    return narrow(y, x.dtype, x)
 
 
 def bounded_slope(

@@ -17,18 +17,17 @@ nan = math.nan
 
 # (p q)' = -p q tanh(x / 2): the difference p q^2 - p^2 q loses all digits near 0.
 @total(lambda out, x: -out * jnp.tanh(x / 2))
-def _slope(x):
+def sigmoid_slope(x):
+    """The derivative of sigmoid, sigmoid(x) sigmoid(-x)."""
     z = widen(x)
     e = jnp.exp(-abs(z))
     return cast(e / ((1 + e) * (1 + e)), x.dtype)
 
 
-@total(lambda out, x: _slope(x))
+@total(lambda out, x: sigmoid_slope(x))
 def _sigmoid(x):
-    # exp(-|x|) <= 1 cannot overflow, and nothing near 1 is subtracted.
-    z = widen(x)
-    e = jnp.exp(-abs(z))
-    return cast(jnp.where(z < 0, e, 1) / (1 + e), x.dtype)
+    # exp overflows where 1 / (1 + exp(-x)) is subnormal: to 0.
+    return cast(1 / (1 + jnp.exp(-widen(x))), x.dtype)
 
 
 @op(

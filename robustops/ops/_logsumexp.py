@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import largest, narrow, power_of_two, promote, widen
+from .._numerics import apart, largest, narrow, power_of_two, promote, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._exponentials import safe_exp
 from ._families import reciprocal
 from ._reduce import Axis, count_of, keep, less, max_of, prepare, sum_of
-from ._softmax import log_of_sum, shifted_exp, wide_softmax
+from ._softmax import exp_less, log_of_sum, shift, wide_softmax
 
 inf = math.inf
 nan = math.nan
@@ -28,28 +28,26 @@ def _rule_logsumexp(out, arrays, tangents, *, axis, keepdims):
 @total(jvp=_rule_logsumexp)
 def _logsumexp(x, mask=None, *, axis, keepdims):
     z = widen(keep(x, mask, -inf))
-    m, e = shifted_exp(z, axis)
-    return _finished(m + log_of_sum(e, axis), x, z, mask, axis, keepdims)
+    m = shift(z, axis)
+    return _finished(m + log_of_sum(z, m, axis), x, mask, axis, keepdims)
 
 
 @total(jvp=_rule_logsumexp)
 def _logmeanexp(x, mask=None, *, axis, keepdims):
     z = widen(keep(x, mask, -inf))
-    m, e = shifted_exp(z, axis)
+    m = shift(z, axis)
     count = count_of(z, mask, axis, least=1)
-    # Where the mean of exp(x - m) is near 1, expm1 has the digits of its distance from 1. A NaN
-    # comes in through e: XLA's minimum and maximum may drop it.
-    d, _ = less(jnp.minimum(z, largest(z.dtype)), m)
-    below = sum_of(keep(jnp.where(d > -0.5, jnp.expm1(d), e - 1), mask), axis) / count
+    # Where the mean of exp(x - m) is near 1, expm1 has the digits of its distance from 1.
+    below = sum_of(keep(jnp.expm1(less(z, *apart(1, m))[0]), mask), axis) / count
     near = below > -0.5
-    mean = jnp.where(near, 1, sum_of(e, axis) / count)
+    mean = jnp.where(near, 1, sum_of(exp_less(z, m), axis) / count)
     log = jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), jnp.log(mean))
-    return _finished(m + log, x, z, mask, axis, keepdims)
+    return _finished(m + log, x, mask, axis, keepdims)
 
 
-def _finished(y, x, z, mask, axis, keepdims):
+def _finished(y, x, mask, axis, keepdims):
     """The result where the largest element is finite, that element where it is not."""
-    top = max_of(z, axis)
+    top = max_of(widen(keep(x, mask, -inf)), axis)
     y = jnp.where(jnp.isinf(top), top.astype(x.dtype), narrow(y, x.dtype))
     if mask is not None or 0 in x.shape:
         empty = count_of(x, mask, axis) == 0

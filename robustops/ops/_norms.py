@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, power_of_two, promote, saturated, widen
+from .._numerics import apart, cast, clip, largest, narrow, power_of_two, promote, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._families import ratio, reciprocal
-from ._reduce import Axis, count_of, finish, keep, pair, prepare, settle, sum_of
+from ._reduce import Axis, count_of, finish, keep, pair, prepare, sum_of
 
 inf = math.inf
 nan = math.nan
@@ -25,23 +25,30 @@ def _centred(x, mask, axis, count):
     return x
 
 
-def divided(x, s):
+def divided(x, s, most=8):
     """x / s for |x| < 4 s. The clip keeps XLA from turning its square into x^2 / s^2."""
-    return jnp.clip(x / s, -8, 8)
+    return clip(x / s, -most, most)
 
 
-def scaled(x, mask, axis, centre):
+def _over(x, s, times=0):
+    """x / s; where s is inf the sign of an infinite x, times 4, beside which the others vanish."""
+    s, most = apart(times, s, jnp.asarray(4, s.dtype))
+    y = divided(x, jnp.minimum(s, 2.0 ** -jnp.finfo(x.dtype).minexp), 2 * most)
+    finite = clip(y, -most, most)
+    return jnp.where(s == inf, 0, 1) * finite + (y - finite)
+
+
+def scaled(x, mask, axis, centre, times=0):
     """Return (y, s): y is x, centred if asked, over a power of two s that brings it to order 1."""
     x = widen(keep(x, mask))
     top = jnp.max(abs(x), axis=axis, keepdims=True, initial=0)
     s = power_of_two(top)
-    # With an infinite element the others vanish beside it: its direction is the limit.
-    y = jnp.where(top == inf, jnp.where(abs(x) == inf, jnp.sign(x), 0), divided(x, s))
-    y = jnp.where(jnp.isnan(top), nan, y)
+    s = jnp.where(top == inf, inf, s)
+    y = _over(x, s, times)
     if centre:
         count = count_of(y, mask, axis, least=1)
         y = _centred(y, mask, axis, count)
-    return y, jnp.where(top == inf, inf, s)
+    return y, s
 
 
 def _inverse_length(x, mask, axis, centre):
@@ -59,7 +66,7 @@ def rule_unit(out, arrays, tangents, *, axis, centre):
     r, smooth = _inverse_length(x, mask, axis, centre)
     # Second derivatives go like 1 / length^2: where that overflows the first goes on as a constant.
     r = jnp.where(smooth, r, jax.lax.stop_gradient(r))
-    (u,) = settle(widen(jnp.where(smooth, out, jax.lax.stop_gradient(out))))
+    u = widen(jnp.where(smooth, out, jax.lax.stop_gradient(out)))
     # At the largest element 1 - u^2 is the sum of the other squares: subtracting would lose them.
     lone = u * u > 0.5
     rest = jnp.where(lone, 0, u)
@@ -72,9 +79,10 @@ def rule_unit(out, arrays, tangents, *, axis, centre):
 @total(jvp=rule_unit)
 def unit(x, mask=None, *, axis, centre):
     """The (centred) slice divided by its Euclidean length; 0 for the zero slice."""
-    y, _ = scaled(x, mask, axis, centre)
+    y, s = scaled(x, mask, axis, centre, 2)
     n = jnp.sqrt(sum_of(y * y, axis))
-    return jnp.where(n == 0, 0, y / jnp.where(n == 0, 1, n)).astype(x.dtype)
+    y = y if centre else _over(widen(keep(x, mask)), s, 1)
+    return (y / jnp.where(n == 0, 1, n)).astype(x.dtype)
 
 
 def _rule_length(out, arrays, tangents, *, axis, centre):

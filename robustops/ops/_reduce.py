@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import broadcast_mask, narrow, normalize_axes, promote
+from .._numerics import broadcast_mask, clip, narrow, normalize_axes, promote
 
 inf = math.inf
 Axis = int | Sequence[int] | None
@@ -58,25 +57,20 @@ def max_of(x, axis):
 
 
 def less(x, m):
-    """x - m for x <= m, at least -800, and what rounding took from it.
+    """x - m for x <= m, at least -800, and what rounding took from it; an infinite x counts as m.
 
     exp(x - m) is exp(d) (1 + lost): without `lost` its error would grow to |x - m| / 2 ulp.
     """
+    return less_within(x, m, -800, 0)
+
+
+def less_within(x, m, low, zero):
+    """`less` with its constants given, see `apart`."""
     # Knuth's two-sum. exp is 0 below -800 in every dtype; bounded there, nothing becomes NaN.
-    d, a = jnp.maximum(x - m, -800), jnp.maximum(x, m - 800)
+    d = clip(x - m, low, zero)
+    a = jnp.minimum(jnp.maximum(x, m + low), m)
     v = d - a
     return d, (a - (d - v)) - (m + v)
-
-
-def settle(*arrays):
-    """Return the arrays; compiled for CPU, what made them is not fused into what reads them.
-
-    XLA for CPU computes exp(x - max) one element at a time once it is fused into a sum that is not
-    the root of its kernel: logsumexp of 4M elements in rows of 64 took 28 ms so, and 4 ms apart.
-    """
-    return lax.platform_dependent(
-        *arrays, cpu=lambda *a: lax.optimization_barrier(a), default=lambda *a: a
-    )
 
 
 def pair(arrays) -> tuple[Any, Any]:

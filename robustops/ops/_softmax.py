@@ -6,42 +6,60 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import largest, narrow, saturated, widen
+from .._numerics import apart, largest, narrow, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
-from ._reduce import Axis, keep, less, max_of, pair, prepare, settle, sum_of
+from ._reduce import Axis, keep, less_within, max_of, pair, prepare, sum_of
 
 inf = math.inf
 nan = math.nan
 
 
-def shifted_exp(x, axis):
-    """Return m = max x (0 if that is infinite or NaN) and exp(x - m), as if x - m were not rounded.
-
-    An infinite x counts as the largest finite number.
-    """
-    x = jnp.minimum(x, largest(x.dtype))
+def shift(x, axis):
+    """Return max x: the largest finite number for inf, and 0 for -inf and NaN."""
     m = max_of(x, axis)
-    m = jnp.where(jnp.isfinite(m), m, 0)
-    d, lost = less(x, m)
-    return settle(m, jnp.exp(d) * (1 + lost))
+    return jnp.where(m > -inf, jnp.minimum(m, largest(x.dtype)), 0)
 
 
-def log_of_sum(e, axis):
-    """Return log(sum e) for 0 <= e <= 1, at least one of them 1, right where the sum is near 1.
+def exp_less(x, m, times=0):
+    """Return exp(x - m) for x <= m, as if x - m were not rounded; 1 where x is inf.
 
-    Below 1.5 only one e is 1, and the sum of the others has the digits that 1 + rest would lose.
+    One number of times for each sum or result that it goes into, see `apart`.
     """
-    rest = sum_of(jnp.where(e == 1, 0, e), axis)
-    e, rest = settle(e, rest)
-    total, rest = settle(sum_of(e, axis), rest)
+    m, low, zero, one = _numbers(x, times, m, -800, 0, 1)
+    d, lost = less_within(x, m, low, zero)
+    return jnp.exp(d) * (one + lost)
+
+
+def below_one(e, times):
+    """Return 1 where e < 1, and 0 where e = 1; without a select, since it goes into sums."""
+    one, scale = _numbers(e, times, 1, 2 / jnp.finfo(e.dtype).eps)
+    return jnp.minimum((one - e) * scale, one)  # 1 - e is at least eps / 2
+
+
+def _numbers(x, times, *numbers):
+    return apart(times, *(jnp.asarray(a, x.dtype) for a in numbers))
+
+
+def sums_of_exp(x, m, axis):
+    """Return the sum of e = exp(x - m) and the sum of those below 1, m being the largest x.
+
+    Where the sum is below 2 only one e is 1, and the others have the digits that 1 + rest loses.
+    """
+    e = exp_less(x, m, 1)
+    return sum_of(exp_less(x, m), axis), sum_of(e * below_one(e, 1), axis)
+
+
+def log_of_sum(x, m, axis):
+    """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1."""
+    total, rest = sums_of_exp(x, m, axis)
     return jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(jnp.maximum(total, 1)))
 
 
 def wide_softmax(arrays, axis):
     """The softmax in working precision: weights rounded to 16 bits do not sum to 1."""
     x, *mask = arrays
-    return settle(_softmax(widen(x), *mask, axis=axis))[0]
+    return _softmax(widen(x), *mask, axis=axis)
 
 
 def spread(p, t, axis):
@@ -64,9 +82,11 @@ def rule_softmax(out, arrays, tangents, *, axis):
 
 @total(jvp=rule_softmax)
 def _softmax(x, mask=None, *, axis):
-    _, e = shifted_exp(widen(keep(x, mask, -inf)), axis)
+    z = widen(keep(x, mask, -inf))
+    m = shift(z, axis)
     # The sum is 0 if all are -inf, else at least 1.
-    return keep((e / jnp.maximum(sum_of(e, axis), 0.5)).astype(x.dtype), mask)
+    total = jnp.maximum(sum_of(exp_less(z, m), axis), 0.5)
+    return keep((exp_less(z, m, 2) / total).astype(x.dtype), mask)
 
 
 @op(
@@ -123,10 +143,10 @@ def _rule_log_softmax(out, arrays, tangents, *, axis):
 @total(jvp=_rule_log_softmax)
 def _log_softmax(x, mask=None, *, axis):
     z = widen(keep(x, mask, -inf))
-    m, e = shifted_exp(z, axis)
-    y = (jnp.minimum(z, largest(z.dtype)) - m) - log_of_sum(e, axis)
+    m = shift(z, axis)
     # Finite input gives a finite value; -inf in gives -inf out, beside a NaN too NaN.
-    y = jnp.where(z == -inf, y.astype(x.dtype), narrow(y, x.dtype))
+    y = (jnp.minimum(z, m) - m) - log_of_sum(z, m, axis)
+    y = narrow(y, x.dtype, jnp.minimum(z, 0))
     return keep(y, mask, -largest(x.dtype))
 
 
