@@ -59,9 +59,9 @@ def soft_slope(x, z, mask=None, *, axis):
     total, rest = sums_of_exp(v, m, axis)
     s, weight = jnp.maximum(total, 0.5), sum_of(w, axis)
     # In the class with p > 1/2, the only one with e = 1, p sum(z) - z is formed from the others.
+    e = exp_less(v, m, 4)
+    others = sum_of(w * below_one(e, 4), axis) - weight * (rest / s)
     e = exp_less(v, m, 3)
-    others = sum_of(w * below_one(e, 3), axis) - weight * (rest / s)
-    e = exp_less(v, m, 2)
     slope = jnp.where(e > s / 2, others, e / s * weight - w)
     return narrow(keep(jnp.where(s > 0.5, slope, 0), mask), x.dtype)
 
@@ -93,9 +93,9 @@ def soft_cross_entropy(x, z, mask=None, *, axis):
         gap = jnp.minimum((k - jnp.minimum(jnp.maximum(v, -most), k)) + add, most)
         return infinite_with(clip(w * scale * gap, -most, most), -jnp.minimum(v + most, zero), most)
 
-    y = sum_of(terms(4, 1), axis)
+    y = sum_of(terms(5, 1), axis)
     # A sum that overflows is formed again over n, so that opposite overflows meet no inf - inf.
-    over = sum_of(terms(5, 1 / n), axis)
+    over = sum_of(terms(6, 1 / n), axis)
     y = narrow(jnp.where(abs(over) < big / n / 4, y, over * n), x.dtype)
     # A label on -inf costs inf, the limit; in a row of only -inf there is no limit.
     lost = jnp.isinf(over) & (max_of(v, axis) > -inf)
@@ -239,7 +239,7 @@ def _class_terms(x, label, mask):
     distance = abs(jnp.arange(x.shape[-1], dtype=z.dtype) - label.astype(z.dtype))
     others = sum_of(exp_less(z, m) * jnp.minimum(distance, 1), -1)
     chosen = jnp.take_along_axis(z, label, axis=-1)
-    e = exp_less(z, m, 2)
+    e = exp_less(z, m, 3)
     return m - jnp.minimum(chosen, m), exp_less(chosen, m), others, e, distance == 0
 
 

@@ -21,24 +21,25 @@ def shift(x, axis):
     return jnp.where(m > -inf, jnp.minimum(m, largest(x.dtype)), 0)
 
 
-def exp_less(x, m, times=0):
+def exp_less(x, m, times=1):
     """Return exp(x - m) for x <= m, as if x - m were not rounded; 1 where x is inf.
 
     One number of times for each sum or result that it goes into, see `apart`.
     """
-    m, low, zero, one = _numbers(x, times, m, -800, 0, 1)
+    m, low, zero, one = numbers(x, times, m, -800, 0, 1)
     d, lost = less_within(x, m, low, zero)
     return jnp.exp(d) * (one + lost)
 
 
 def below_one(e, times):
     """Return 1 where e < 1, and 0 where e = 1; without a select, since it goes into sums."""
-    one, scale = _numbers(e, times, 1, 2 / jnp.finfo(e.dtype).eps)
+    one, scale = numbers(e, times, 1, 2 / jnp.finfo(e.dtype).eps)
     return jnp.minimum((one - e) * scale, one)  # 1 - e is at least eps / 2
 
 
-def _numbers(x, times, *numbers):
-    return apart(times, *(jnp.asarray(a, x.dtype) for a in numbers))
+def numbers(x, times, *small):
+    """`apart` of numbers in the dtype of x."""
+    return apart(times, *(jnp.asarray(a, x.dtype) for a in small))
 
 
 def sums_of_exp(x, m, axis):
@@ -46,8 +47,8 @@ def sums_of_exp(x, m, axis):
 
     Where the sum is below 2 only one e is 1, and the others have the digits that 1 + rest loses.
     """
-    e = exp_less(x, m, 1)
-    return sum_of(exp_less(x, m), axis), sum_of(e * below_one(e, 1), axis)
+    e = exp_less(x, m, 2)
+    return sum_of(exp_less(x, m), axis), sum_of(e * below_one(e, 2), axis)
 
 
 def log_of_sum(x, m, axis):
@@ -86,7 +87,7 @@ def _softmax(x, mask=None, *, axis):
     m = shift(z, axis)
     # The sum is 0 if all are -inf, else at least 1.
     total = jnp.maximum(sum_of(exp_less(z, m), axis), 0.5)
-    return keep((exp_less(z, m, 2) / total).astype(x.dtype), mask)
+    return keep((exp_less(z, m, 3) / total).astype(x.dtype), mask)
 
 
 @op(
