@@ -26,16 +26,34 @@ OTHER = {
     "{toctree}",
     "{op-table}",
     "{op}",
+    "{accelerators-table}",
     "{accuracy-table}",
     "{exhaustive-table}",
 }
 
 
 def blocks(page: Path) -> list[tuple[str, int, str]]:
-    """The fenced blocks of a page: first word after the fence, line of the fence, content."""
+    """The fenced blocks of a page: first word after the fence, line of the fence, content.
+
+    What the block before printed, "text output" after the fence, is "output".
+    """
     text = page.read_text()
-    found = re.finditer(r"^```(\S*)[^\n]*\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(m[1], text.count("\n", 0, m.start()) + 1, m[2]) for m in found]
+    found = re.finditer(r"^```(\S*)([^\n]*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        ("output" if m[2] == " output" else m[1], text.count("\n", 0, m.start()) + 1, m[3])
+        for m in found
+    ]
+
+
+def in_blocks(printed: str, page: Path) -> str:
+    """Lines of the page as program.py and a line of the block that they are in."""
+    starts = [line for language, line, _ in blocks(page) if language == "python"]
+
+    def place(found: re.Match) -> str:
+        line = int(found[1])
+        return f"program.py:{line - max(start for start in starts if start < line)}"
+
+    return re.sub(rf"[^\s]*{re.escape(page.name)}:(\d+)", place, printed)
 
 
 def public(name: str) -> set[str]:
@@ -75,7 +93,11 @@ def test_every_op_has_an_entry():
 def test_python_blocks_run(page, capsys):
     """Each page top to bottom in one namespace; blocks with prompts must print what is shown."""
     namespace: dict = {"__name__": "__main__"}
+    printed = ""
     for language, line, source in blocks(page):
+        if language == "output":
+            assert in_blocks(printed, page).strip() == source.strip(), f"{page.name}:{line}"
+            continue
         assert language == "python" or language in OTHER, f"{page.name}:{line}: {language!r}"
         if language != "python":
             continue
@@ -89,7 +111,9 @@ def test_python_blocks_run(page, capsys):
             assert runner.failures == 0, capsys.readouterr().out
         else:
             # Blank lines before the source, so that a traceback names the line of the page.
+            capsys.readouterr()
             exec(compile("\n" * line + source, str(page), "exec"), namespace)
+            printed = capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/index.md"], ids=lambda page: page.name)
