@@ -75,6 +75,15 @@ def clip(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
     return -jnp.maximum(-jnp.maximum(y, low), -high) + nan_of(y)
 
 
+def clip_in_row(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+    """Return `clip(y, low, high)`, for y that goes into a reduction and stays in its kernel.
+
+    The sign in `nan_of` would make XLA for GPU split a softmax, so it is left to CPU.
+    """
+    nan = lax.platform_dependent(y, cpu=nan_of, default=jnp.zeros_like)
+    return -jnp.maximum(-jnp.maximum(y, low), -high) + nan
+
+
 def narrow(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
     """Return `y` in `dtype`, saturated at its largest finite number; NaN stays NaN.
 

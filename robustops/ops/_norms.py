@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import apart, cast, clip, largest, narrow, power_of_two, promote, saturated, widen
+from .._numerics import (
+    apart,
+    cast,
+    clip_in_row,
+    largest,
+    narrow,
+    power_of_two,
+    promote,
+    saturated,
+    widen,
+)
 from .._spec import op, total
 from .._zmul import zmul
 from ._families import ratio, reciprocal
@@ -27,14 +37,14 @@ def _centred(x, mask, axis, count):
 
 def divided(x, s, most=8):
     """x / s for |x| < 4 s. The clip keeps XLA from turning its square into x^2 / s^2."""
-    return clip(x / s, -most, most)
+    return clip_in_row(x / s, -most, most)
 
 
 def _over(x, s, times=0):
     """x / s; where s is inf the sign of an infinite x, times 4, beside which the others vanish."""
     s, most = apart(times, s, jnp.asarray(4, s.dtype))
     y = divided(x, jnp.minimum(s, 2.0 ** -jnp.finfo(x.dtype).minexp), 2 * most)
-    finite = clip(y, -most, most)
+    finite = clip_in_row(y, -most, most)
     return jnp.where(s == inf, 0, 1) * finite + (y - finite)
 
 

@@ -6,10 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import broadcast_mask, nan_of, narrow, normalize_axes, promote
+from .._numerics import broadcast_mask, clip_in_row, narrow, normalize_axes, promote
 
 inf = math.inf
 Axis = int | Sequence[int] | None
@@ -68,10 +67,7 @@ def less(x, m):
 def less_within(x, m, low, zero):
     """`less` with its constants given, see `apart`."""
     # Knuth's two-sum. exp is 0 below -800 in every dtype; bounded there, nothing becomes NaN.
-    d = x - m
-    # As `clip`, but only where `nan_of` is needed: it would make XLA for GPU split a softmax.
-    nan = lax.platform_dependent(d, cpu=nan_of, default=jnp.zeros_like)
-    d = -jnp.maximum(-jnp.maximum(d, low), zero) + nan
+    d = clip_in_row(x - m, low, zero)
     a = jnp.minimum(jnp.maximum(x, m + low), m)
     v = d - a
     return d, (a - (d - v)) - (m + v)
