@@ -1,5 +1,6 @@
-"""Training: scalers, an audit of the initial parameters, and a short guarded loop."""
+"""Training: data and scalers, an audit of the initial parameters, and a short guarded loop."""
 
+from ._batches import Batches as Batches
 from ._fit import History as History
 from ._fit import fit as fit
 from ._init import LayerAudit as LayerAudit
