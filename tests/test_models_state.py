@@ -117,7 +117,10 @@ CROSS_ENTROPY = losses.softmax_cross_entropy_with_integer_labels
 
 
 def state_of(model):
-    return jax.tree.map(np.asarray, nnx.as_pure(nnx.state(model)))
+    """All arrays of a model; random keys as numbers."""
+    pure = nnx.as_pure(nnx.state(model))
+    is_key = lambda a: jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda a: np.asarray(jax.random.key_data(a) if is_key(a) else a), pure)
 
 
 def test_fit_leaves_statistics_of_a_refused_step_alone():
@@ -181,17 +184,17 @@ def test_variational_loss_is_the_lower_bound():
     low = VariationalAutoencoder(5, (16,), 3, dtype=jnp.float16, rngs=nnx.Rngs(0))
     value = low.loss(low(1e3 * X), 1e3 * X)
     assert value.dtype == jnp.float32
-    assert float(value.max()) > np.finfo(np.float16).max
+    assert float(value.max()) > 65504
 
 
-@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
-@pytest.mark.parametrize("scale", [1.0, 1e3])
-def test_log_variance_is_bounded(dtype, scale):
-    """Encoder outputs of any size give a log variance within its bound, and finite gradients."""
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.float32])
+def test_log_variance_is_bounded(dtype):
+    """Raw log variances of 1e4 and more come out within the bound, with finite gradients."""
     model: Any = VariationalAutoencoder(5, (16,), 3, dtype=dtype, rngs=nnx.Rngs(0))
-    model.encoder[-1].kernel[...] *= scale
+    last = model.encoder[-1].kernel
+    last[...] = last[...].at[:, 3:].multiply(1e3)
     x = jnp.asarray(X * 10, dtype)
-    assert np.abs(model.encode(x)[1]).max() <= 8
+    assert 7.9 < np.abs(model.encode(x)[1]).max() <= 8
     value, grads = nnx.value_and_grad(lambda m: jnp.mean(m.loss(m(x), x)))(model)
     assert np.isfinite(value)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
@@ -238,8 +241,15 @@ TRAINED: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-@pytest.mark.parametrize("low", ["dtype", "param_dtype"])
-@pytest.mark.parametrize("kind", [jnp.float16, jnp.bfloat16])
+@pytest.mark.parametrize(
+    ("low", "kind"),
+    [
+        ("dtype", jnp.float16),
+        pytest.param("dtype", jnp.bfloat16, marks=pytest.mark.slow),
+        pytest.param("param_dtype", jnp.float16, marks=pytest.mark.slow),
+        pytest.param("param_dtype", jnp.bfloat16, marks=pytest.mark.slow),
+    ],
+)
 def test_every_model_learns_in_16_bits(name, low, kind):
     """With a scaled loss, 40 steps on one batch lower the loss, with 16-bit parameters too; the
     first float16 steps overflow at a scale of 2^24, and are refused."""
@@ -273,5 +283,5 @@ def test_every_model_learns_in_16_bits(name, low, kind):
     (params, rest, state), values = run(params, rest)
     assert np.isfinite(values).all()
     assert values[-1] < 0.9 * values[0]
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((params, rest)) if leaf.size)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     assert int(health(state).skipped) < 20

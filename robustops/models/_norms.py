@@ -1,10 +1,12 @@
 """Normalisation layers whose outputs and statistics stay finite."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from robustops.ops import safe_hypot, safe_mean, safe_std
+from robustops.ops import safe_hypot, safe_mean, safe_norm
 
 from ._common import check_input, check_size, nnx
 
@@ -73,11 +75,12 @@ class BatchNorm(nnx.Module):
         """Maps `x`, shape `[..., features]`, to normalised features of the same shape."""
         x = check_input(type(self).__name__, x, self.features)
         if self.use_running_average:
-            mean, std = self.mean[...], self.std[...]
-        else:
-            mean, std = _statistics(x, tuple(range(x.ndim - 1)))
-            self._remember(mean, std)
-        return _normalize(self, x, mean, std)
+            row = (1,) * (x.ndim - 1) + (self.features,)
+            centred = _wide(x) - self.mean[...].reshape(row)
+            return _affine(self, x, centred, self.std[...].reshape(row))
+        mean, centred, std = _moments(x, tuple(range(x.ndim - 1)))
+        self._remember(mean.reshape(-1), std.reshape(-1))
+        return _affine(self, x, centred, std)
 
     def _remember(self, mean: jax.Array, std: jax.Array) -> None:
         mean, std = jax.lax.stop_gradient((mean, std))
@@ -132,7 +135,8 @@ class LayerNorm(nnx.Module):
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[..., features]`, to normalised features of the same shape."""
         x = check_input(type(self).__name__, x, self.features)
-        return _normalize(self, x, *_statistics(x, (-1,)))
+        _, centred, std = _moments(x, (-1,))
+        return _affine(self, x, centred, std)
 
 
 def _check_epsilon(name: str, epsilon: float) -> float:
@@ -141,19 +145,31 @@ def _check_epsilon(name: str, epsilon: float) -> float:
     return epsilon
 
 
-def _statistics(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation in float32; over the last axis as a column."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    keep = axes == (-1,)
-    return safe_mean(wide, axis=axes, keepdims=keep), safe_std(wide, axis=axes, keepdims=keep)
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _normalize(layer: BatchNorm | LayerNorm, x: jax.Array, mean: jax.Array, std: jax.Array):
-    scale, bias = layer.scale[...], layer.bias[...]
-    dtype = layer.dtype or jnp.promote_types(x.dtype, scale.dtype)
+def _moments(x: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Mean, `x - mean` and standard deviation in float32, all with the rank of `x`."""
+    x = _wide(x)
+    mean = safe_mean(x, axis=axes, keepdims=True)
+    centred = x - mean
+    # The rounding of a mean of 1e5 is 1/128: the mean of what is left takes it away.
+    centred = centred - safe_mean(centred, axis=axes, keepdims=True)
+    return mean, centred, safe_norm(centred, axis=axes, keepdims=True) / _root_count(x, axes)
+
+
+def _root_count(x: jax.Array, axes: tuple[int, ...]) -> float:
+    return math.prod(x.shape[axis] for axis in axes) ** 0.5
+
+
+def _affine(
+    layer: BatchNorm | LayerNorm, x: jax.Array, centred: jax.Array, std: jax.Array
+) -> jax.Array:
+    """`scale * centred / sqrt(std^2 + epsilon) + bias`."""
+    row = (1,) * (x.ndim - 1) + (layer.features,)
+    scale, bias = layer.scale[...].reshape(row), layer.bias[...].reshape(row)
     # hypot, since std^2 overflows beyond 1e19.
-    spread = safe_hypot(std, jnp.asarray(layer.epsilon**0.5, std.dtype))
-    row = (1,) * (x.ndim - 1)
-    wide = lambda a: a.reshape(row + a.shape).astype(spread.dtype) if a.ndim == 1 else a
-    y = (x.astype(spread.dtype) - wide(mean)) / wide(spread)
-    return (y * wide(scale) + wide(bias)).astype(dtype)
+    y = centred / safe_hypot(std, jnp.asarray(layer.epsilon**0.5, std.dtype))
+    y = y * scale.astype(y.dtype) + bias.astype(y.dtype)
+    return y.astype(layer.dtype or jnp.promote_types(x.dtype, scale.dtype))
