@@ -24,7 +24,7 @@ def table(rows: Sequence[Row]) -> Table:
             ("<= " if TASKS[cell["task"]].reconstructs else ">= ") + f"{cell['goal']:.1%}",
             f"{cell['mean']:.2%}",
             f"{cell['worst']:.2%}",
-            "" if cell["loss"] is None else f"{-100 * cell['loss']:+.2f}",
+            "" if cell["change"] is None else f"{100 * cell['change']:+.2f}",
             f"{cell['skipped']} of {cell['steps']}",
             f"{cell['seconds']:.1f}",
         )
@@ -35,9 +35,9 @@ def sentence(rows: Sequence[Row]) -> str:
     """What a person can quote."""
     cells = summary(rows)
     base = [c for c in cells if (c["dtype"], c["data"]) == ("float32", "clean")]
-    others = [c for c in cells if c not in base and c["loss"] is not None]
+    others = [c for c in cells if c not in base and c["change"] is not None]
     reached = sum(TASKS[c["task"]].reaches(c["mean"]) for c in base)
-    close = sum(c["loss"] <= POINT for c in others)
+    close = sum(c["change"] >= -POINT for c in others)
     skipped, planted = (sum(c[key] for c in cells) for key in ("skipped", "planted"))
     return (
         f"{reached} of {len(base)} tasks reach their goal in float32 on clean data; {close} of "

@@ -165,15 +165,20 @@ def runs(
 
 
 def summary(rows: Sequence[Row]) -> list[Row]:
-    """One row for each task, dtype and kind of data: over the seeds, mean and worst score."""
+    """One row for each task, dtype and kind of data: over the seeds, mean and worst score.
+
+    `change` is how much better (> 0) the mean is than that of clean float32, None without it.
+    """
     cells: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         cells.setdefault((row["task"], row["dtype"], row["data"]), []).append(row)
-    mean = lambda found: float(np.mean([row["score"] for row in found]))
     table = []
     for (name, dtype, kind), found in cells.items():
-        task, base = TASKS[name], cells.get((name, "float32", "clean"))
+        task, base = TASKS[name], cells.get((name, "float32", "clean"), [])
+        sign = -1 if task.reconstructs else 1
         scores = [row["score"] for row in found]
+        mean = float(np.mean(scores))
+        clean = float(np.mean([row["score"] for row in base])) if base else None
         table.append(
             {
                 "task": name,
@@ -181,14 +186,9 @@ def summary(rows: Sequence[Row]) -> list[Row]:
                 "data": kind,
                 "seeds": len(found),
                 "goal": task.goal,
-                "mean": mean(found),
-                "worst": max(scores) if task.reconstructs else min(scores),
-                "loss": (mean(found) - mean(base)) * (1 if task.reconstructs else -1)
-                if base
-                else None,
-                "components": None
-                if not task.reconstructs
-                else float(np.mean([row["components"] for row in found])),
+                "mean": mean,
+                "worst": sign * min(sign * score for score in scores),
+                "change": None if clean is None else sign * (mean - clean),
                 "seconds": float(np.median([row["seconds"] for row in found])),
                 **{key: sum(row[key] for row in found) for key in COUNTS},
             }
