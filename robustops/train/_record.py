@@ -338,8 +338,10 @@ def unspell(spelled: Any, trust: bool) -> Any:
 
 
 def _call(build: Callable[..., nnx.Module]) -> nnx.Module:
-    takes = "rngs" in inspect.signature(build).parameters
-    return build(rngs=nnx.Rngs(0)) if takes else build()
+    fn = build.func if isinstance(build, functools.partial) else build
+    # The metaclass of nnx.Module hides the signature.
+    parameters = inspect.signature(fn.__init__ if inspect.isclass(fn) else fn).parameters
+    return build(rngs=nnx.Rngs(0)) if "rngs" in parameters else build()
 
 
 def _by_hand(file: Any) -> str:
