@@ -25,7 +25,10 @@ BELOW = {
     "testing": {"_accuracy", "_contract", "_faults", "_spec", "_total"},
     "optim": {"_numerics", "optax"},
     "models": {"ops", "losses", "flax"},
-    "train": {"ops", "losses", "optim", "models", "numpy", "optax", "flax", "rich"},
+    "train": {
+        *{"ops", "losses", "optim", "models"},
+        *{"numpy", "optax", "flax", "rich", "grain", "sklearn"},
+    },
     "program": BOTTOM | {"ops", "numpy"},
     "__init__": {"ops", "program"},
 }

@@ -1,5 +1,6 @@
-"""Training: scalers, an audit of the initial parameters, and a guarded loop that survives faults."""
+"""Training: data and scalers, an audit of initial parameters, a guarded loop that survives faults."""
 
+from ._batches import Batches as Batches
 from ._checkpoints import Checkpoints as Checkpoints
 from ._fit import Epoch as Epoch
 from ._fit import History as History
