@@ -233,7 +233,7 @@ def fit(
             if batch is None and not run.here:
                 raise ValueError(
                     f"fit: data has no batch in epoch {run.epoch + 1}; an iterator gives one pass, "
-                    "an iterable such as a list of batches gives many"
+                    "Batches gives many"
                 )
             while batch is not None:
                 if run.unread == _FLUSH:
