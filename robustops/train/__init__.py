@@ -1,7 +1,18 @@
-"""Training: data and scalers, an audit of initial parameters, a guarded loop that survives faults."""
+"""Training: data, scalers, an audit of the first parameters, and a loop that survives faults."""
 
 from ._batches import Batches as Batches
+from ._check import BatchReport as BatchReport
+from ._check import Finding as Finding
+from ._check import check_batch as check_batch
 from ._checkpoints import Checkpoints as Checkpoints
+from ._datasets import Dataset as Dataset
+from ._datasets import Rows as Rows
+from ._datasets import load_breast_cancer as load_breast_cancer
+from ._datasets import load_diabetes as load_diabetes
+from ._datasets import load_digit_sequences as load_digit_sequences
+from ._datasets import load_digits as load_digits
+from ._datasets import load_image_patches as load_image_patches
+from ._datasets import load_wine as load_wine
 from ._fit import Epoch as Epoch
 from ._fit import History as History
 from ._fit import fit as fit

@@ -82,7 +82,7 @@ def check_batch(
       targets: array with as many rows, or None.
       classes: number of classes, if the targets are labels.
       max_sigmas: beyond how many robust deviations a cell is an outlier. Real features have long
-        tails: beyond 10 lie 0.1% of the cells of breast_cancer, beyond 30 none.
+        tails: beyond 10 lie 0.1% of the cells of breast_cancer, beyond 30 two cells.
 
     Returns:
       A `BatchReport`; `if not report.ok: print(report)`.
@@ -119,7 +119,7 @@ def check_batch(
 def _check_cells(
     where: Any, array: np.ndarray, found: list[Finding], bad: np.ndarray
 ) -> np.ndarray | None:
-    """NaN, inf and range; returns the cells as `[rows, columns]`, or None if they are no numbers."""
+    """NaN, inf and range; the cells as `[rows, columns]`, or None if they are no numbers."""
     cells = array.reshape(len(array), -1)
     if not _is_real(array):
         what = f"{where} have dtype {array.dtype}"
@@ -127,9 +127,10 @@ def _check_cells(
         return None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         return cells
-    wide = cells.astype(np.promote_types(np.float32, cells.dtype) if cells.dtype.kind == "f" else "f4")
+    # bfloat16 is no kind of numpy's own.
+    wide = cells if cells.dtype.kind == "f" else cells.astype(np.float32)
     infinite = np.isinf(wide)
-    beyond = ~infinite & (np.abs(wide) > np.finfo(np.float32).max)
+    beyond = ~infinite & (np.abs(wide) > float(np.finfo(np.float32).max))
     for kind, mask, word in (
         ("nan", np.isnan(wide), "NaN"),
         ("inf", infinite, "infinite"),

@@ -107,9 +107,7 @@ def load_digits(
     return _split(x, y, seed, validation, test, classes=tuple("0123456789"))
 
 
-def load_digit_sequences(
-    *, seed: int = 0, validation: float = 0.15, test: float = 0.2
-) -> Dataset:
+def load_digit_sequences(*, seed: int = 0, validation: float = 0.15, test: float = 0.2) -> Dataset:
     """The digits of `load_digits`, read as 64 steps of one pixel: shape `[rows, 64, 1]`.
 
     Arguments, result and errors are those of `load_digits`.

@@ -53,15 +53,15 @@ class FromBatches(Source):
 
     def __init__(self, batches: Batches):
         self._batches = batches
-        self.batch_size, self.steps = batches.batch_size, batches.steps_per_epoch
-        self.facts = {k: v for k, v in batches.state.items() if k != "step"}
+        self.batch_size, self.steps = batches.batch_size, len(batches)
+        self.facts = {k: v for k, v in batches.get_state().items() if k != "step"}
 
     def epoch(self, epoch: int, place: Any) -> Iterator[Batch]:
         """The batches of an epoch, after a place in it; None is the start."""
         assert self.steps is not None
         begin = epoch * self.steps + (place or 0)
         if self._batches.step != begin:
-            self._batches.restore({**self._batches.state, "step": begin})
+            self._batches.set_state({**self._batches.get_state(), "step": begin})
         for i in range(place or 0, self.steps):
             batch = next(self._batches)
             inputs, targets, *rows = batch if isinstance(batch, tuple) else (batch, batch)
