@@ -136,14 +136,22 @@ def test_replay_of_the_users_own_code(tmp_path):
         record.diagnose(Noisy(nnx.Rngs(0)), local)
 
 
-def test_replay_of_a_step_refused_in_the_optimizer(tmp_path):
+def test_replay_of_a_finite_step(tmp_path):
+    """What replay says of a step whose loss and gradient are finite: refused in the optimizer, or
+    spoilt on the way to it."""
     x, y = data()
     tx = optax.chain(inject_fault(jnp.inf, at=3), optim.guard(optax.adam(0.01)))
-    run(FlightRecorder(tmp_path, build=BUILD), x, y, tx=tx)
-    assert load_record(only(tmp_path)).step == 4
-    told = replay(only(tmp_path))
+    run(FlightRecorder(tmp_path / "a", build=BUILD), x, y, tx=tx)
+    assert load_record(only(tmp_path / "a")).step == 4
+    told = replay(only(tmp_path / "a"))
     assert "everything is finite" in told
-    assert "it was refused in the optimizer" in told
+    assert "spoilt on the way to\nthe guard" in told
+    huge = optax.scale_by_schedule(lambda step: jnp.where(step == 2, 1e38, -0.1))
+    with pytest.raises(optim.StuckError):
+        run(FlightRecorder(tmp_path / "b", build=BUILD, max_files=1), 1e4 * x, y,
+            tx=optim.guard(optax.chain(huge, optax.scale(1e3))))  # fmt: skip
+    assert load_record(only(tmp_path / "b")).step == 3
+    assert "it was refused in the optimizer" in replay(only(tmp_path / "b"))
 
 
 def test_loss_scale_and_half_precision(tmp_path):

@@ -260,7 +260,9 @@ def fit(
                 rows[-1]["validation_loss"] = validation_loss
             files.write(rows)
             reported = run.end_epoch(validation_loss)
-            if run.rows[-1][2] == len(reported):
+            # A loss scale that still falls is refused until it fits.
+            fixed = health(run.state.opt_state).scale == reported[0].scale
+            if run.rows[-1][2] == len(reported) and fixed:
                 raise StuckError(_stuck(run.epoch, reported))
             stop = [bool(callback(_told(run, place, evaluated))) for callback in callbacks]
             if any(stop):

@@ -353,12 +353,17 @@ def _by_hand(file: Any) -> str:
 
 
 def _afterword(record: Record, report: Report) -> str:
-    if report.ok:
+    if report.ok and np.isfinite(record.grad_norm):
         return (
             "\n\nLoss, gradient and module state of this step are finite, so it was refused in the "
             "optimizer:\nits update, its state or the new parameters overflowed. Lower the learning"
-            " rate, or cap the step:\nguard(inner, max_relative_update=0.02). A gradient that was "
-            "spoilt on the way to the optimizer\n(a fault injected, a device) leaves the same trace."
+            " rate, or cap the step:\nguard(inner, max_relative_update=0.02)."
+        )
+    if report.ok:
+        return (
+            "\n\nThe gradient that reached the guard was not finite, and made again it is: it was "
+            "spoilt on the way to\nthe guard (a transformation before it, an injected fault, a "
+            "device), or compiled code rounds differently."
         )
     at = report.origin
     if at is None or at.argument not in ("inputs", "targets") or record.rows is None:
