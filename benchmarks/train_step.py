@@ -1,7 +1,8 @@
 """What guard and flight recorder cost: `fit` beside a bare optax loop, epoch by epoch.
 
-`python -m benchmarks.train_step`: the convolutional classifier on digits. The callback of `fit` runs
-an epoch of each other arm, so all arms are interleaved; one compilation each, before the clock.
+`python -m benchmarks.train_step`: the convolutional classifier on digits. The callback of `fit`
+runs an epoch of each other arm, so all arms are interleaved. The first rounds, which compile, are
+left out.
 """
 
 import argparse
@@ -64,6 +65,7 @@ def measure(epochs: int, hidden: tuple[int, ...], batch_size: int) -> dict[str, 
 
     def run(name: str) -> None:
         step, state, batches = arms[name]
+        told = None
         begin = time.perf_counter()
         for inputs, targets in batches:
             state, told = step(state, inputs, targets)

@@ -96,7 +96,7 @@ def test_replay_of_a_bad_row(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "was refused: loss nan, gradient norm nan" in told
     assert "the input is at fault: inputs" in told
-    rows = load_record(only(tmp_path)).rows
+    rows: Any = load_record(only(tmp_path)).rows
     bad = [row for row in (2, 11) if row in rows]
     assert told.endswith(f"rows of the data: {', '.join(map(str, bad))}\n")
     assert main(["replay", str(tmp_path / "absent.npz")]) == 2
@@ -196,23 +196,31 @@ def test_records_are_bounded(tmp_path):
     assert not any(name.startswith("opt_state") for name in record.arrays)
     assert record.note in replay(record.file)
     with (
-        pytest.warns(UserWarning, match=r"no record of refused step 1: its \d+ bytes are more than"),
+        pytest.warns(
+            UserWarning, match=r"no record of refused step 1: its \d+ bytes are more than"
+        ),
         pytest.raises(optim.StuckError),
     ):
-        run(FlightRecorder(tmp_path / "c", max_files=1, max_bytes=100), x, y, epochs=1, batch_size=20)
+        run(
+            FlightRecorder(tmp_path / "c", max_files=1, max_bytes=100),
+            x,
+            y,
+            epochs=1,
+            batch_size=20,
+        )
     assert not (tmp_path / "c").exists()
 
 
 def test_build_must_make_the_model(tmp_path):
     other = functools.partial(BUILD, hidden=(9,))
-    with pytest.raises(ValueError, match="build makes another model .* differ in layers"):
+    with pytest.raises(ValueError, match=r"build makes another model .* differ in layers"):
         run(FlightRecorder(tmp_path, build=other), *data())
-    with pytest.raises(ValueError, match="cannot be named in a record: .* is a lambda"):
+    with pytest.raises(ValueError, match=r"cannot be named in a record: .* is a lambda"):
         FlightRecorder(tmp_path, build=lambda: BUILD(rngs=nnx.Rngs(0)))
     with pytest.raises(ValueError, match="partial with positional arguments; use keywords"):
         FlightRecorder(tmp_path, build=functools.partial(Classifier, 4))
-    with pytest.raises(ValueError, match="the keyword hidden=.* is no number"):
-        FlightRecorder(tmp_path, build=functools.partial(BUILD, hidden=np.ones(3)))
+    with pytest.raises(ValueError, match=r"the keyword hidden=.* is no number"):
+        FlightRecorder(tmp_path, build=functools.partial(BUILD, hidden=np.ones(3)))  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="max_files must be an integer >= 1, got 0"):
         FlightRecorder(tmp_path, max_files=0)
 

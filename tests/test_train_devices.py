@@ -47,28 +47,35 @@ def test_eight_devices_train_as_one_does(tmp_path):
     """Each has two rows of a batch of 16; dropout, BatchNorm over the whole batch, one refused step
     an epoch, and the result agree to rounding; a checkpoint goes from eight devices to one."""
     assert jax.device_count() == 8
+    alone: Any
+    shared: Any
     one, alone = train()
     eight, shared = train(tmp_path, devices="all")
     assert shared.skipped.tolist() == alone.skipped.tolist() == [1, 1, 1]
     np.testing.assert_allclose(shared.loss, alone.loss, rtol=1e-5)
     np.testing.assert_allclose(shared.validation_loss, alone.validation_loss, rtol=1e-4)
-    for a, b in zip(jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(eight)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(one)), jax.tree.leaves(nnx.state(eight)), strict=True
+    ):
         assert len(b.devices()) == 1, "the model comes back to the default device"
-        if not jax.dtypes.issubdtype(a.dtype, jax.dtypes.prng_key):
+        if not jax.numpy.issubdtype(a.dtype, jax.dtypes.prng_key):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     kernel = shared.opt_state.inner_state[0].mu["inner"]["kernel"][...]
     assert len(kernel.addressable_shards) == 8
     first = np.asarray(kernel.addressable_shards[0].data)
     assert all(np.array_equal(first, s.data) for s in kernel.addressable_shards)
-    assert 21 in load_record(next((tmp_path / "records").iterdir())).rows
+    record: Any = load_record(next((tmp_path / "records").iterdir()))
+    assert 21 in record.rows
     again, history = train(tmp_path)
     assert history.steps == 12
-    for a, b in zip(jax.tree.leaves(nnx.state(eight)), jax.tree.leaves(nnx.state(again)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(eight)), jax.tree.leaves(nnx.state(again)), strict=True
+    ):
         assert jax.numpy.array_equal(a, b)
 
 
 def test_bad_devices():
-    with pytest.raises(ValueError, match="16 rows cannot be shared by 3 devices; .*batch_size=15"):
+    with pytest.raises(ValueError, match=r"16 rows cannot be shared by 3 devices; .*batch_size=15"):
         train(devices=jax.devices()[:3])
     with pytest.raises(ValueError, match="devices must be 'all', a list of devices or None: 'al'"):
         train(devices="al")

@@ -2,7 +2,6 @@
 
 import csv
 import json
-
 from typing import Any
 
 import jax
@@ -99,14 +98,16 @@ def test_metrics_file_of_a_run_that_goes_on(tmp_path, suffix):
 
 def test_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(ImportError, match=r"need tensorboardX: run `pip install 'robustops\[tensor"):
+    with pytest.raises(
+        ImportError, match=r"need tensorboardX: run `pip install 'robustops\[tensor"
+    ):
         train(metrics=tmp_path / "board")
 
 
 def test_patience_stops_a_loss_that_does_not_move(tmp_path):
     """With a rate of 0 from the fourth epoch on, three epochs pass and the run ends; started again,
     it stays ended."""
-    tx = optax.adam(lambda step: jnp.where(step < 18, 0.05, 0.0))
+    tx = optax.adam(lambda step: jnp.where(jnp.less(step, 18), 0.05, 0.0))
     x, y = data()
     options = {"epochs": 50, "patience": 3, "validation": (x, y), "checkpoints": tmp_path}
     for _ in range(2):

@@ -41,7 +41,7 @@ def rows():
 def digest(model, history):
     """All variables and counters of a finished run, as one string."""
     leaves = jax.tree.leaves(nnx.state(model)) + jax.tree.leaves(history.opt_state)
-    bits = [jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    bits = [jax.random.key_data(x) if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key) else x
             for x in leaves]  # fmt: skip
     told = hashlib.sha256()
     for array in [*bits, history.loss, history.grad_norm, history.skipped, history.clipped,

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -173,10 +173,11 @@ def _builder(options: Train, data: datasets.Dataset) -> Callable[..., nnx.Module
     shape = data.train.inputs.shape[1:]
     keywords: dict[str, Any] = {"dtype": options.dtype}
     if options.hidden:
+        first, *more = options.hidden
         recurrent = options.model in ("rnn", "gru")
-        if recurrent and len(options.hidden) > 1:
+        if recurrent and more:
             raise ValueError(f"--model {options.model} has one hidden size, got {options.hidden}")
-        keywords["hidden"] = options.hidden[0] if recurrent else options.hidden
+        keywords["hidden"] = first if recurrent else options.hidden
     if options.model.startswith("conv"):
         keywords["shape"] = shape
     else:

@@ -112,7 +112,7 @@ def fit(
     metrics: str | os.PathLike | Sequence[str | os.PathLike] = (),
     checkpoints: Checkpoints | str | os.PathLike | None = None,
     recorder: FlightRecorder | str | os.PathLike | None = None,
-    devices: Literal["all"] | Sequence[jax.Device] | None = None,
+    devices: Literal["all"] | Sequence[Any] | None = None,
 ) -> History:
     """Trains a model in place, refusing every step that would make something NaN or infinite.
 

@@ -44,7 +44,9 @@ def plot_curves(metrics: str | os.PathLike, to: str | os.PathLike) -> None:
     validation = column("validation_loss")
     there = np.isfinite(validation)
     if there.any():
-        top.plot(step[there], validation[there], color=VALIDATION, linewidth=1.5, label="validation")
+        top.plot(
+            step[there], validation[there], color=VALIDATION, linewidth=1.5, label="validation"
+        )
     top.set_ylabel("loss")
     bottom.set_ylabel("gradient norm, before clipping")
     bottom.set_xlabel("step")
