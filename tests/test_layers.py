@@ -26,13 +26,15 @@ BELOW = {
     "optim": {"_numerics", "optax"},
     "models": {"ops", "losses", "flax"},
     "train": {
-        *{"ops", "losses", "optim", "models"},
+        *{"ops", "losses", "optim", "models", "program", "testing"},
         *{"numpy", "optax", "flax", "rich", "grain", "sklearn"},
+        *{"matplotlib", "orbax", "tensorboardX", "tyro"},
     },
+    "__main__": {"train"},
     "program": BOTTOM | {"ops", "numpy"},
     "__init__": {"ops", "program"},
 }
-HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib"]
+HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib", "orbax", "tyro"]
 name_of = lambda file: str(file.relative_to(PACKAGE))
 
 

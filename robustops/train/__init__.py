@@ -18,6 +18,8 @@ from ._fit import History as History
 from ._fit import fit as fit
 from ._init import LayerAudit as LayerAudit
 from ._init import rescale_init as rescale_init
+from ._pictures import plot_curves as plot_curves
+from ._pictures import plot_reconstructions as plot_reconstructions
 from ._record import FlightRecorder as FlightRecorder
 from ._record import Record as Record
 from ._record import load_record as load_record

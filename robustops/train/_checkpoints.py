@@ -113,7 +113,9 @@ class Checkpoints:
     def _load(self, step: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """The arrays and the facts of a checkpoint; a ValueError that names it if it is damaged."""
         facts, orbax = self._facts(step), self._orbax
-        kinds = [(name, np.dtype(d), shape, checksum) for name, d, shape, checksum in facts["arrays"]]
+        kinds = [
+            (name, np.dtype(d), shape, checksum) for name, d, shape, checksum in facts["arrays"]
+        ]
         like = {str(i): np.zeros(k[2], k[1]) for i, k in enumerate(kinds) if 0 not in k[2]}
         found = self._read(step, "state", orbax.args.StandardRestore(like))
         arrays = {}
@@ -206,9 +208,7 @@ class Store:
             self._writer = orbax.AsyncCheckpointer(orbax.CompositeCheckpointHandler())
         self._writer.wait_until_finished()
         self._clean()
-        kinds = [
-            (name, str(x.dtype), list(x.shape), _checksum(x)) for name, x in arrays.items()
-        ]
+        kinds = [(name, str(x.dtype), list(x.shape), _checksum(x)) for name, x in arrays.items()]
         body = json.loads(json.dumps({**facts, "format": FORMAT, "arrays": kinds}))
         # Orbax takes no empty arrays; their shape says it all.
         state = {str(i): x for i, x in enumerate(arrays.values()) if x.size}

@@ -19,9 +19,7 @@ class Placement:
       batch_size: must be a multiple of their number; None if it is not known yet.
     """
 
-    def __init__(
-        self, devices: Literal["all"] | Sequence[jax.Device] | None, batch_size: int | None
-    ):
+    def __init__(self, devices: Literal["all"] | Sequence[Any] | None, batch_size: int | None):
         if devices is None and jax.process_count() == 1:
             self._state = self._batch = None
             self.count = 1
@@ -57,15 +55,15 @@ class Placement:
         return jax.tree.map(lambda x: self._put(x, self._state), tree)
 
     def batch(self, arrays: Any) -> Any:
-        """Puts an equal share of the rows on each device, or all if they cannot be shared evenly."""
+        """Puts an equal share of the rows on each device; all of them if they cannot be shared."""
         if self._batch is None:
             return arrays
         put = lambda x: self._put(x, self._state if len(x) % self.count else self._batch)
         return jax.tree.map(put, arrays)
 
     def _put(self, x: Any, sharding: Any) -> Any:
-        # Each process has all of x and takes what its devices need. A copy for each: on CPU an array
-        # may share numpy's memory, and a step that is given it would write there.
+        # Each process has all of x and takes what its devices need. A copy for each: on CPU an
+        # array may share numpy's memory, and a step that is given it would write there.
         if is_key(x):
             bits = self._put(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(x))

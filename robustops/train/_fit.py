@@ -23,6 +23,7 @@ except ImportError as error:
         "robustops.train.fit needs flax: run `pip install 'robustops[models]'`"
     ) from error
 
+from ._batches import Batches
 from ._checkpoints import Checkpoints, Store
 from ._devices import Placement
 from ._host import to_host
@@ -30,7 +31,7 @@ from ._metrics import MetricsFiles
 from ._progress import progress_bar
 from ._record import FlightRecorder
 from ._run import Run
-from ._source import Batches, Rows
+from ._source import FromBatches, FromRows, Source
 from ._step import Metrics, TrainState, copy_variables, evaluation, is_guarded, train_step
 
 _FLUSH = 100  # steps whose metrics wait on the device before they are written
@@ -111,7 +112,7 @@ def fit(
     metrics: str | os.PathLike | Sequence[str | os.PathLike] = (),
     checkpoints: Checkpoints | str | os.PathLike | None = None,
     recorder: FlightRecorder | str | os.PathLike | None = None,
-    devices: Literal["all"] | Sequence[jax.Device] | None = None,
+    devices: Literal["all"] | Sequence[Any] | None = None,
 ) -> History:
     """Trains a model in place, refusing every step that would make something NaN or infinite.
 
@@ -139,14 +140,14 @@ def fit(
         1) unless it holds a `guard` or `skip_nonfinite` already.
       data: `(inputs, targets)`, first axis rows, or one array that is both (an autoencoder).
         Integer and boolean inputs become floating, so do integer targets unless they are classes.
-        Or an iterable of `(inputs, targets)` batches of one shape, one pass an epoch, not checked;
-        for `checkpoints` its iterators need `get_state` and `set_state`, as grain's have, with a
-        state that JSON can hold.
+        Or batches, which are not checked: `Batches`, or an iterable of `(inputs, targets)` of one
+        shape, one pass an epoch. If `checkpoints` are to be written within an epoch, its iterators
+        need `get_state` and `set_state`, as grain's have, with a state that JSON can hold.
       loss: `(outputs, targets) -> values` of any shape, e.g. one of `robustops.losses`.
       epochs: passes over the data, >= 1.
       steps: in place of `epochs`: steps of the run, refused ones included, >= 1.
-      batch_size: rows in a step, >= 1; only for rows.
-      seed: seed of the shuffling.
+      batch_size: rows in a step, >= 1; not for batches.
+      seed: seed of the shuffling; not for batches.
       validation: data of the same form as rows, for `validation_loss`.
       targets: what the targets are: "values" (same shape as the outputs), "probabilities" (the
         same, in [0, 1]) or "classes" (integers below the size of the outputs' last axis). "auto"
@@ -188,13 +189,15 @@ def fit(
         outputs = jax.eval_shape(run, params, copy_variables(rest), rows.inputs)
         return check_targets(name, rows, outputs, kind)
 
-    batched = hasattr(data, "__iter__") and not isinstance(data, tuple | list | np.ndarray)
-    if batched and not hasattr(data, "__array__"):
-        train, source = None, Batches(data)
+    train = None
+    if isinstance(data, Batches):
+        source = FromBatches(data)
+    elif hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_pair(data):
+        source = Source(data)
     else:
         check_count("batch_size", batch_size)
         train = checked("data", data)
-        source = Rows(train, batch_size or 1, seed)
+        source = FromRows(train, batch_size or 1, seed)
     held_out = None if validation is None else checked("validation", validation)
     place = Placement(devices, source.batch_size)
     tx = tx if is_guarded(tx, params) else guard(tx)
@@ -230,7 +233,7 @@ def fit(
             if batch is None and not run.here:
                 raise ValueError(
                     f"fit: data has no batch in epoch {run.epoch + 1}; an iterator gives one pass, "
-                    "an iterable such as a list of batches gives many"
+                    "Batches gives many"
                 )
             while batch is not None:
                 if run.unread == _FLUSH:
@@ -242,6 +245,11 @@ def fit(
                 if recorder is not None and not metric.taken and jax.process_index() == 0:
                     recorder.write(run.state, batch, metric, loss, run.epoch + 1, run.step)
                 if following is not None and _due(checkpoints, run.step):
+                    if run.place is None:
+                        raise ValueError(
+                            "fit: checkpoints within an epoch (every_steps) need batches whose "
+                            "iterator has get_state and set_state; leave every_steps out"
+                        )
                     files.write(run.fetch())
                     save()
                 batch = following
@@ -252,7 +260,9 @@ def fit(
                 rows[-1]["validation_loss"] = validation_loss
             files.write(rows)
             reported = run.end_epoch(validation_loss)
-            if run.rows[-1][2] == len(reported):
+            # A loss scale that still falls is refused until it fits.
+            fixed = health(run.state.opt_state).scale == reported[0].scale
+            if run.rows[-1][2] == len(reported) and fixed:
                 raise StuckError(_stuck(run.epoch, reported))
             stop = [bool(callback(_told(run, place, evaluated))) for callback in callbacks]
             if any(stop):
@@ -347,6 +357,10 @@ def _check_options(epochs, steps, patience, min_delta, nonfinite, targets) -> No
         raise ValueError(
             f"fit: targets must be 'auto', 'values', 'probabilities' or 'classes', got {targets!r}"
         )
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple | list)
 
 
 def check_count(name: str, value: Any) -> None:

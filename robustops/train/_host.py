@@ -40,7 +40,7 @@ def from_host(like: Any, arrays: dict[str, np.ndarray], where: str) -> Any:
                 f"one has {want} there"
             )
     leaves = [
-        jax.random.wrap_key_data(arrays[name], impl=jax.random.key_impl(x))
+        jax.random.wrap_key_data(jnp.asarray(arrays[name]), impl=jax.random.key_impl(x))
         if is_key(x)
         else arrays[name]
         for name, x in wanted.items()

@@ -36,7 +36,9 @@ def progress_bar(enabled: bool, total: int | None) -> Iterator[Show]:
                 return
             shown = time.monotonic()
             last = metrics[-1]
-            text = f"epoch {epoch + 1}  loss {float(last.loss):.4g}  |g| {float(last.grad_norm):.3g}"
+            text = (
+                f"epoch {epoch + 1}  loss {float(last.loss):.4g}  |g| {float(last.grad_norm):.3g}"
+            )
             text += f"  skipped {sum(not m.taken for m in metrics)}"
             text += f"  clipped {sum(bool(m.clipped) for m in metrics)}"
             if last.scale != 1:

@@ -75,7 +75,10 @@ class FlightRecorder:
             return
         made = nnx.eval_shape(lambda: _call(self.build))  # pyright: ignore[reportArgumentType]
         mine, other = (
-            [f"{n}: {x.dtype}{list(x.shape)}" for n, x in zip(names(s), jax.tree.leaves(s), strict=True)]
+            [
+                f"{n}: {x.dtype}{list(x.shape)}"
+                for n, x in zip(names(s), jax.tree.leaves(s), strict=True)
+            ]
             for s in (nnx.state(model), nnx.state(made))
         )
         if mine != other:
@@ -144,8 +147,8 @@ class Record:
       scale: what the loss was multiplied by, 1 without `dynamic_loss_scale`.
       rows: which rows of the data are the batch; None if the data came in batches.
       arrays: everything by name: `params.*`, `rest.*` (module state, random keys as their bits),
-        `opt_state.*` (as after the refusal, which changes counters only), `inputs`, `targets`. After
-        `rollback` returned to its snapshot, parameters are those of the snapshot: see `note`.
+        `opt_state.*` (as after the refusal, which changes counters only), `inputs`, `targets`. If
+        this step made `rollback` return to its snapshot, parameters are those of the snapshot.
       build: how to make the model, by name; None if that is not known.
       loss_name: how to import the loss; None if it has no name that can be imported.
       note: what is unusual about the record; "" for nothing.
@@ -240,8 +243,8 @@ def load_record(file: str | os.PathLike) -> Record:
 def replay(file: str | os.PathLike, *, trust: bool = False) -> str:
     """Diagnoses the step in a record; what `python -m robustops replay FILE` prints.
 
-    The model and the loss are imported by the names in the record. Those of robustops, `optax.losses`
-    and `jax.nn` are known to compute and no more; others run only with `trust`.
+    The model and the loss are imported by the names in the record. Those of robustops,
+    `optax.losses` and `jax.nn` are known to compute and no more; others run only with `trust`.
 
     Args:
       file: a file of `FlightRecorder`.
@@ -338,8 +341,10 @@ def unspell(spelled: Any, trust: bool) -> Any:
 
 
 def _call(build: Callable[..., nnx.Module]) -> nnx.Module:
-    takes = "rngs" in inspect.signature(build).parameters
-    return build(rngs=nnx.Rngs(0)) if takes else build()
+    fn = build.func if isinstance(build, functools.partial) else build
+    # The metaclass of nnx.Module hides the signature.
+    parameters = inspect.signature(fn.__init__ if inspect.isclass(fn) else fn).parameters
+    return build(rngs=nnx.Rngs(0)) if "rngs" in parameters else build()
 
 
 def _by_hand(file: Any) -> str:
@@ -351,12 +356,17 @@ def _by_hand(file: Any) -> str:
 
 
 def _afterword(record: Record, report: Report) -> str:
-    if report.ok:
+    if report.ok and np.isfinite(record.grad_norm):
         return (
             "\n\nLoss, gradient and module state of this step are finite, so it was refused in the "
             "optimizer:\nits update, its state or the new parameters overflowed. Lower the learning"
-            " rate, or cap the step:\nguard(inner, max_relative_update=0.02). A gradient that was "
-            "spoilt on the way to the optimizer\n(a fault injected, a device) leaves the same trace."
+            " rate, or cap the step:\nguard(inner, max_relative_update=0.02)."
+        )
+    if report.ok:
+        return (
+            "\n\nThe gradient that reached the guard was not finite, and made again it is: it was "
+            "spoilt on the way to\nthe guard (a transformation before it, an injected fault, a "
+            "device), or compiled code rounds differently."
         )
     at = report.origin
     if at is None or at.argument not in ("inputs", "targets") or record.rows is None:
@@ -368,14 +378,17 @@ def _afterword(record: Record, report: Report) -> str:
 
 
 def _save(file: Path, arrays: dict[str, np.ndarray], facts: dict[str, Any]) -> None:
-    """Writes npz, whole or not at all; 16-bit brain floats as their bits, which npz has no name for."""
+    """Writes npz, whole or not at all; dtypes that numpy has no name for, as bfloat16, as bits."""
     rows = facts.pop("rows", None)
     if rows is not None:
         arrays = {**arrays, "rows": np.asarray(rows)}
     facts = {**facts, "dtypes": {name: x.dtype.name for name, x in arrays.items()}}
-    plain = {k: x if x.dtype.isbuiltin == 1 else x.view(f"u{x.dtype.itemsize}") for k, x in arrays.items()}
+    plain = {
+        k: x if x.dtype.isbuiltin == 1 else x.view(f"u{x.dtype.itemsize}")
+        for k, x in arrays.items()
+    }
     beside = file.with_suffix(".tmp")
     with beside.open("wb") as opened:
         text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
-        np.savez(opened, facts=text, **plain)
+        np.savez(opened, facts=text, **plain)  # pyright: ignore[reportArgumentType]
     os.replace(beside, file)

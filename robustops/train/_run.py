@@ -96,7 +96,7 @@ class Run:
         return self.validation_loss or [row[0] for row in self.rows]
 
     def facts(self) -> dict[str, Any]:
-        """All but the arrays, as JSON. The score is that of the epoch just ended, lower is better."""
+        """All but the arrays, as JSON. The score is of the epoch just ended; lower is better."""
         score = self.losses()[-1] if self.losses() and not self.here else None
         return {
             "step": self.step,

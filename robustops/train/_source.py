@@ -1,10 +1,11 @@
-"""Batches in an order that a run can come back to."""
+"""Where a run takes its batches from: rows in memory, `Batches`, or an iterable of the user."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ._batches import Batches
 from ._data import Data
 
 
@@ -14,49 +15,63 @@ class Batch(NamedTuple):
     inputs: Any
     targets: Any
     rows: np.ndarray | None
+    """Which rows of the data these are, if that is known."""
     place: Any
-    """JSON, given to `epoch` to go on after this batch."""
+    """JSON, given to `epoch` to go on after this batch; None if that cannot be."""
 
 
-class Rows:
-    """Rows in memory, shuffled anew in each epoch by a generator of (seed, epoch).
+class Source:
+    """An iterable of batches, one pass an epoch; its iterators may save their place, as grain's."""
 
-    A last partial batch is filled up with rows from the start of the same epoch's order.
-    """
-
-    def __init__(self, data: Data, batch_size: int, seed: int):
-        self._data, self._seed = data, seed
-        self.batch_size: int | None = min(batch_size, len(data.inputs))
-        self.steps: int | None = -(-len(data.inputs) // self.batch_size)
-        self.facts = {"seed": seed, "batch_size": self.batch_size, "rows": len(data.inputs)}
-
-    def epoch(self, epoch: int, place: Any) -> Iterator[Batch]:
-        """The batches of an epoch after a place in it, None being the start."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._data.inputs))
-        order = np.concatenate([order, order[: -len(order) % self.batch_size]])
-        start = place or 0
-        for i, rows in enumerate(order.reshape(-1, self.batch_size)[start:], start + 1):
-            yield Batch(self._data.inputs[rows], self._data.targets[rows], rows, i)
-
-
-class Batches:
-    """Batches that the user makes: an iterable whose iterators, as grain's, can save their place."""
+    batch_size: int | None = None
+    steps: int | None
+    """Batches in an epoch, if that is known."""
 
     def __init__(self, batches: Any):
         self._batches = batches
-        self.steps: int | None = len(batches) if hasattr(batches, "__len__") else None
-        self.batch_size: int | None = None
+        self.steps = len(batches) if hasattr(batches, "__len__") else None
         self.facts: dict[str, Any] = {}
+        """What must be the same when a run goes on."""
 
     def epoch(self, epoch: int, place: Any) -> Iterator[Batch]:
-        """The batches of one pass, after a place in it."""
+        """The batches of an epoch, after a place in it; None is the start."""
         del epoch
         batches = iter(self._batches)
         if place is not None:
-            batches.set_state(place)
+            batches.set_state(place)  # pyright: ignore[reportAttributeAccessIssue]
         for batch in batches:
             if not isinstance(batch, tuple | list) or len(batch) != 2:
                 raise ValueError(
                     f"fit: a batch must be (inputs, targets), got a {type(batch).__name__}"
                 )
-            yield Batch(*batch, None, batches.get_state() if hasattr(batches, "get_state") else None)
+            get_state = getattr(batches, "get_state", lambda: None)
+            yield Batch(batch[0], batch[1], None, get_state())
+
+
+class FromBatches(Source):
+    """`Batches`, of whose endless stream an epoch is one pass over the rows."""
+
+    def __init__(self, batches: Batches):
+        self._batches = batches
+        self.batch_size, self.steps = batches.batch_size, len(batches)
+        self.facts = {k: v for k, v in batches.get_state().items() if k != "step"}
+
+    def epoch(self, epoch: int, place: Any) -> Iterator[Batch]:
+        """The batches of an epoch, after a place in it; None is the start."""
+        assert self.steps is not None
+        begin = epoch * self.steps + (place or 0)
+        if self._batches.step != begin:
+            self._batches.set_state({**self._batches.get_state(), "step": begin})
+        for i in range(place or 0, self.steps):
+            batch = next(self._batches)
+            inputs, targets, *rows = batch if isinstance(batch, tuple) else (batch, batch)
+            yield Batch(inputs, targets, rows[0] if rows else None, i + 1)
+
+
+class FromRows(FromBatches):
+    """Rows in memory, with their numbers."""
+
+    def __init__(self, data: Data, batch_size: int, seed: int):
+        columns = (data.inputs, data.targets, np.arange(len(data.inputs)))
+        # `fit` asks for the next batch while a step runs; threads for it would cost more.
+        super().__init__(Batches(columns, batch_size, seed=seed, backend="numpy"))

@@ -33,12 +33,12 @@ class TrainState(NamedTuple):
 class Metrics(NamedTuple):
     """What a step reports; scalars that stay on the device until somebody reads them."""
 
-    loss: jax.Array
-    grad_norm: jax.Array
+    loss: Any
+    grad_norm: Any
     """Before clipping; NaN if the optimizer measures none."""
-    taken: jax.Array
-    clipped: jax.Array
-    scale: jax.Array
+    taken: Any
+    clipped: Any
+    scale: Any
     """What the loss of this step was multiplied by."""
 
 
