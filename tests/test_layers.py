@@ -25,11 +25,16 @@ BELOW = {
     "testing": {"_accuracy", "_contract", "_faults", "_spec", "_total"},
     "optim": {"_numerics", "optax"},
     "models": {"ops", "losses", "flax"},
-    "train": {"ops", "losses", "optim", "models", "numpy", "optax", "flax", "rich"},
+    "train": {
+        *{"ops", "losses", "optim", "models", "program", "testing"},
+        *{"numpy", "optax", "flax", "rich", "grain", "sklearn"},
+        *{"matplotlib", "orbax", "tensorboardX", "tyro"},
+    },
+    "__main__": {"train"},
     "program": BOTTOM | {"ops", "numpy"},
     "__init__": {"ops", "program"},
 }
-HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib"]
+HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib", "orbax", "tyro"]
 name_of = lambda file: str(file.relative_to(PACKAGE))
 
 

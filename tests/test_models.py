@@ -10,13 +10,25 @@ from flax import nnx
 
 import robustops as ro
 from robustops import losses
-from robustops.models import Autoencoder, Classifier, SequenceClassifier
+from robustops.models import (
+    Autoencoder,
+    Classifier,
+    ConvAutoencoder,
+    ConvClassifier,
+    SequenceClassifier,
+)
 
 
 def leaves(model: Any) -> list[Any]:
     return jax.tree.leaves(nnx.state(model, nnx.Param))
 
 
+def evaluating(model):
+    model.eval()
+    return model
+
+
+IMAGES = (5, 6, 4, 2)
 CASES: dict[str, Any] = {
     "autoencoder": (lambda **k: Autoencoder(8, (16,), 3, rngs=nnx.Rngs(0), **k), (5, 8), (5, 8)),
     "linear autoencoder": (
@@ -30,6 +42,16 @@ CASES: dict[str, Any] = {
         lambda **k: SequenceClassifier(8, 16, 4, cell="gru", rngs=nnx.Rngs(0), **k),
         (5, 7, 8),
         (5, 4),
+    ),
+    "conv classifier": (
+        lambda **k: evaluating(ConvClassifier((6, 4, 2), (4, 8, 8), 4, rngs=nnx.Rngs(0), **k)),
+        IMAGES,
+        (5, 4),
+    ),
+    "conv autoencoder": (
+        lambda **k: ConvAutoencoder((6, 4, 2), (4, 8), 3, rngs=nnx.Rngs(0), **k),
+        IMAGES,
+        IMAGES,
     ),
 }
 
@@ -84,6 +106,17 @@ def test_layers_are_reachable():
     assert rnn.recurrent.bias is None
     assert rnn.head.bias is not None
     assert rnn.head.bias.shape == (4,)
+
+
+def test_convolutional_codes_compose():
+    """decode(encode(x)) is the call; an odd size is halved upwards by the classifier."""
+    model = ConvAutoencoder((6, 4, 2), (4, 8), 3, rngs=nnx.Rngs(0))
+    x = jax.random.normal(jax.random.key(0), IMAGES)
+    assert model.encode(x).shape == (5, 3)
+    np.testing.assert_array_equal(model.decode(model.encode(x)), model(x))
+    odd = ConvClassifier((7, 5, 1), (4, 4), 3, rngs=nnx.Rngs(0))
+    assert odd.head.kernel.shape == (4 * 3 * 4, 3)
+    assert odd(jnp.ones((2, 7, 5, 1))).shape == (2, 3)
 
 
 def test_encode_and_decode_compose():
@@ -212,6 +245,11 @@ def test_confident_classifier_keeps_a_gradient():
         (Autoencoder, {"code": 2.5}, "Autoencoder: code must be an integer"),
         (Classifier, {"hidden": 64}, "Classifier: hidden must be a tuple of layer widths"),
         (Classifier, {"classes": True}, "Classifier: classes must be an integer"),
+        (ConvClassifier, {"shape": (8, 8)}, r"shape must be \(height, width, channels\), got"),
+        (ConvClassifier, {"shape": (8, 0, 1)}, r"ConvClassifier: shape\[1\] must be an integer"),
+        (ConvClassifier, {"hidden": ()}, "hidden must have at least 1 entry"),
+        (ConvClassifier, {"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        (ConvAutoencoder, {"shape": (6, 5, 1)}, r"\(6, 5\) are not multiples of 2; pad"),
         (SequenceClassifier, {"hidden": 0}, "SequenceClassifier: hidden must be"),
         (SequenceClassifier, {"cell": "lstm"}, "cell must be 'rnn' or 'gru'"),
         (SequenceClassifier, {"max_state": 0.0}, "max_state must be > 0 or None"),
@@ -219,8 +257,10 @@ def test_confident_classifier_keeps_a_gradient():
 )
 def test_bad_sizes(make, options, message):
     """A bad size names the model, the argument and what was given."""
+    if make not in (ConvAutoencoder, ConvClassifier):
+        options = {"features": 8, **options}
     with pytest.raises(ValueError, match=message):
-        make(**{"features": 8, **options}, rngs=nnx.Rngs(0))
+        make(**options, rngs=nnx.Rngs(0))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +273,8 @@ def test_bad_sizes(make, options, message):
         ("rnn", np.ones((5, 8)), r"must have axes \[batch, time, features\], got shape \(5, 8\)"),
         ("rnn", np.ones((5, 7, 3)), "SequenceClassifier: built for 8 features"),
         ("gru", np.ones((5, 0, 8)), "no time steps"),
+        ("conv classifier", np.ones((5, 48)), r"must have axes \[batch, height, width, channels\]"),
+        ("conv autoencoder", np.ones((5, 4, 6, 2)), r"images of shape \(6, 4, 2\), got \(4, 6, 2"),
     ],
 )
 def test_bad_inputs(case, x, message):

@@ -326,12 +326,12 @@ def test_same_seed_same_run_and_one_compilation():
 def test_partial_batch_uses_every_row():
     """50 rows in batches of 16 make 4 full batches, in which every row is used."""
     from robustops.train._data import Data
-    from robustops.train._fit import _batches
+    from robustops.train._source import FromRows
 
     rows = np.arange(50)
-    parts = list(_batches(Data(rows, rows, 0), 16, np.random.default_rng(0)))
-    assert [len(x) for x, _ in parts] == [16] * 4
-    assert set(np.concatenate([x for x, _ in parts])) == set(range(50))
+    parts = list(FromRows(Data(rows, rows, 0), 16, seed=0).epoch(0, None))
+    assert [len(part.inputs) for part in parts] == [16] * 4
+    assert set(np.concatenate([part.inputs for part in parts])) == set(range(50))
 
 
 def test_own_guard_is_kept():

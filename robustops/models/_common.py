@@ -22,10 +22,12 @@ def check_size(model: str, name: str, size: Any) -> int:
     return size.__index__()
 
 
-def check_sizes(model: str, name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+def check_sizes(model: str, name: str, sizes: Sequence[int], least: int = 0) -> tuple[int, ...]:
     """Returns the widths of the hidden layers as a tuple; raises if one of them is not a size."""
     if not isinstance(sizes, Sequence) or isinstance(sizes, str):
         raise ValueError(f"{model}: {name} must be a tuple of layer widths, got {sizes!r}")
+    if len(sizes) < least:
+        raise ValueError(f"{model}: {name} must have at least {least} entry, got {sizes!r}")
     return tuple(check_size(model, f"{name}[{i}]", size) for i, size in enumerate(sizes))
 
 
@@ -49,6 +51,30 @@ def check_input(model: str, x: Any, features: int, axes: str = "[..., features]"
             f"(shape {x.shape}); build the model with features={x.shape[-1]}, or reshape x"
         )
     return x
+
+
+def check_image(model: str, x: Any, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a batch of images of this shape as a floating array."""
+    x = check_input(model, x, shape[-1], "[batch, height, width, channels]")
+    if x.shape[1:] != shape:
+        raise ValueError(
+            f"{model}: built for images of shape {shape}, got {x.shape[1:]} (x has shape "
+            f"{x.shape}); build the model with shape={x.shape[1:]}, or resize x"
+        )
+    return x
+
+
+def conv_shapes(model: str, shape: Sequence[int], hidden: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shapes of an image before and after each stage: all but the first halve height and width."""
+    if not isinstance(shape, Sequence) or len(shape) != 3:
+        raise ValueError(f"{model}: shape must be (height, width, channels), got {shape!r}")
+    height, width, channels = (check_size(model, f"shape[{i}]", n) for i, n in enumerate(shape))
+    shapes = [(height, width, channels)]
+    for stage, size in enumerate(hidden):
+        if stage:
+            height, width = -(-height // 2), -(-width // 2)
+        shapes.append((height, width, size))
+    return shapes
 
 
 def dense_stack(sizes: Sequence[int], *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.List:

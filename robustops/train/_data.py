@@ -101,13 +101,17 @@ def check_targets(name: str, data: Data, outputs: Any, kind: Kind | None) -> Dat
     Returns:
       The data, its targets as integers for "classes" and floating otherwise.
     """
-    if not hasattr(outputs, "shape"):
-        raise ValueError(
-            f"fit: the model must return one array, got {jax.tree.structure(outputs)}; "
-            "wrap it in a module that returns what the loss takes"
-        )
     targets = data.targets
     whole = np.issubdtype(targets.dtype, np.integer)
+    if not hasattr(outputs, "shape"):
+        if kind is not None:
+            raise ValueError(
+                "fit: this loss takes one array, but the model returns a "
+                f"{type(outputs).__name__}; take the loss that belongs to the model (VariationalAutoencoder.loss), or one of "
+                "your own that takes what the model returns"
+            )
+        targets = targets.astype(jnp.result_type(float)) if whole else targets
+        return dataclasses.replace(data, targets=targets)
     if kind is None and whole and outputs.ndim == targets.ndim + 1:
         kind = "classes"
     if kind == "classes":

@@ -1,17 +1,17 @@
-"""A short training loop that no bad batch can destroy."""
+"""A training loop that no bad batch can destroy, and that goes on where it was killed."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+import os
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from itertools import islice
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from robustops.ops import safe_mean
 from robustops.optim import Health, StuckError, guard, health
 
 from ._data import Data, Kind, check_data, check_targets, kind_of
@@ -22,6 +22,19 @@ except ImportError as error:
     raise ImportError(
         "robustops.train.fit needs flax: run `pip install 'robustops[models]'`"
     ) from error
+
+from ._batches import Batches
+from ._checkpoints import Checkpoints, Store
+from ._devices import Placement
+from ._host import to_host
+from ._metrics import MetricsFiles
+from ._progress import progress_bar
+from ._record import FlightRecorder
+from ._run import Run
+from ._source import FromBatches, FromRows, Source
+from ._step import Metrics, TrainState, copy_variables, evaluation, is_guarded, train_step
+
+_FLUSH = 100  # steps whose metrics wait on the device before they are written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +50,9 @@ class History:
       nonfinite: rows of the training data with a NaN or infinite cell (dropped or kept).
       health: counters of the guard at the end.
       opt_state: state of the optimizer at the end.
+      clipped: how many steps were taken with a gradient that was scaled down.
+      steps: steps of the whole run, refused ones included.
+      stopped: why the run ended before its last epoch: "patience", "callback", or "".
     """
 
     loss: np.ndarray
@@ -46,34 +62,65 @@ class History:
     nonfinite: int
     health: Health
     opt_state: Any
+    clipped: np.ndarray
+    steps: int
+    stopped: str
 
 
-class _Metrics(NamedTuple):
-    loss: jax.Array
-    grad_norm: jax.Array
-    taken: jax.Array
+@dataclasses.dataclass(frozen=True)
+class Epoch:
+    """What a callback of `fit` is given after an epoch.
+
+    Attributes:
+      number: of the epoch, from 1.
+      step: steps done so far, refused ones included.
+      loss: mean loss of the steps taken in this epoch.
+      grad_norm: mean gradient norm of these.
+      skipped: steps refused in this epoch.
+      clipped: steps taken with a scaled gradient in this epoch.
+      validation_loss: None without validation data.
+      model: makes a copy of the model as it is now, in evaluation mode.
+    """
+
+    number: int
+    step: int
+    loss: float
+    grad_norm: float
+    skipped: int
+    clipped: int
+    validation_loss: float | None
+    model: Callable[[], nnx.Module] = dataclasses.field(repr=False)
 
 
 def fit(
     model: nnx.Module,
     tx: optax.GradientTransformation,
     data: Any,
-    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    loss: Callable[[Any, Any], jax.Array],
     *,
-    epochs: int,
-    batch_size: int,
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
     seed: int = 0,
     validation: Any = None,
     targets: Kind | Literal["auto"] = "auto",
     nonfinite: Literal["raise", "drop", "keep"] = "raise",
     progress: bool = True,
+    patience: int | None = None,
+    min_delta: float = 1e-3,
+    callbacks: Sequence[Callable[[Epoch], Any]] = (),
+    metrics: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    checkpoints: Checkpoints | str | os.PathLike | None = None,
+    recorder: FlightRecorder | str | os.PathLike | None = None,
+    devices: Literal["all"] | Sequence[Any] | None = None,
 ) -> History:
     """Trains a model in place, refusing every step that would make something NaN or infinite.
 
     One jitted step: `mean(loss(model(inputs), targets))`, its gradient, `tx` inside `guard`. A step
     is refused if the loss, the gradient, the update or the module's new state (BatchNorm
     statistics) is not finite; then neither parameters, nor optimizer, nor module state (random
-    counters included) change. The mean is `safe_mean`, which does not overflow.
+    counters included) change. The mean is `safe_mean`, which does not overflow; outputs of 16 bits
+    are widened before the loss, which `dynamic_loss_scale` in `tx` scales.
 
     Rows are shuffled anew in each epoch. A last partial batch is filled up with rows from the
     start of the same epoch's order, so every row is used and no second shape is compiled; fewer
@@ -83,17 +130,25 @@ def fit(
     `model.eval()`); its own mode is not changed. An interrupt leaves the parameters of the last
     step.
 
+    With `checkpoints`, the same call after a kill goes on from the last complete checkpoint, and
+    ends in the same parameters, history and metrics files, bit for bit. A run that had ended
+    returns at once, and goes on if it is now given more epochs and was not stopped early.
+
     Args:
       model: an `nnx.Module` called as `model(inputs)`; updated in place.
       tx: an optax optimizer, wrapped in `robustops.optim.guard` (which clips the gradient to norm
         1) unless it holds a `guard` or `skip_nonfinite` already.
       data: `(inputs, targets)`, first axis rows, or one array that is both (an autoencoder).
         Integer and boolean inputs become floating, so do integer targets unless they are classes.
+        Or batches, which are not checked: `Batches`, or an iterable of `(inputs, targets)` of one
+        shape, one pass an epoch. If `checkpoints` are to be written within an epoch, its iterators
+        need `get_state` and `set_state`, as grain's have, with a state that JSON can hold.
       loss: `(outputs, targets) -> values` of any shape, e.g. one of `robustops.losses`.
       epochs: passes over the data, >= 1.
-      batch_size: rows in a step, >= 1.
-      seed: seed of the shuffling.
-      validation: data of the same form, for `validation_loss`.
+      steps: in place of `epochs`: steps of the run, refused ones included, >= 1.
+      batch_size: rows in a step, >= 1; not for batches.
+      seed: seed of the shuffling; not for batches.
+      validation: data of the same form as rows, for `validation_loss`.
       targets: what the targets are: "values" (same shape as the outputs), "probabilities" (the
         same, in [0, 1]) or "classes" (integers below the size of the outputs' last axis). "auto"
         knows the losses of robustops and optax; with another loss, integers with one axis less
@@ -101,135 +156,186 @@ def fit(
       nonfinite: what to do with rows that have a NaN or infinite cell: "raise", "drop" them, or
         "keep" them and let their steps be refused. `History.nonfinite` counts them.
       progress: show a progress bar (needs `rich`).
+      patience: stop after so many epochs in which the validation loss (without validation: the
+        training loss) has not gone below its best by a share of `min_delta`; None to go on.
+      min_delta: see `patience`, >= 0.
+      callbacks: called with an `Epoch` after each; one that returns True stops the run.
+      metrics: files for one row a step: `*.csv`, `*.jsonl`, or a directory without suffix for
+        TensorBoard (needs `tensorboardX`). An old file is replaced, unless the run goes on.
+      checkpoints: `Checkpoints`, or a directory.
+      recorder: `FlightRecorder`, or a directory: files of refused steps.
+      devices: "all", or a list: each takes an equal share of every batch. None: one device; if
+        `jax.distributed` joins several processes, all of theirs. Each process is then given the
+        same data.
 
     Returns:
       A `History`.
 
     Raises:
-      ValueError: bad data or options, as above, with the count and the remedy.
+      ValueError: bad data or options, as above, with the count and the remedy; a checkpoint of
+        another model, optimizer, data size, seed or batch size.
       robustops.optim.StuckError: every step of an epoch was refused.
-      ImportError: `progress=True` without `rich`.
+      ImportError: an option needs a package that is not installed, `rich` for `progress=True`.
     """
-    for option, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
-            raise ValueError(f"fit: {option} must be an integer >= 1, got {value!r}")
-    if nonfinite not in ("raise", "drop", "keep"):
-        raise ValueError(f"fit: nonfinite must be 'raise', 'drop' or 'keep', got {nonfinite!r}")
-    if targets not in ("auto", "values", "probabilities", "classes"):
-        raise ValueError(
-            f"fit: targets must be 'auto', 'values', 'probabilities' or 'classes', got {targets!r}"
-        )
-    kind = kind_of(loss) if targets == "auto" else targets
-    trained, params, rest = nnx.split(_in_mode(model, "train"), nnx.Param, ...)
+    _check_options(epochs, steps, patience, min_delta, nonfinite, targets)
+    graphdef, params, rest = nnx.split(_in_mode(model, "train"), nnx.Param, ...)
     evaluated = nnx.split(_in_mode(model, "eval"), nnx.Param, ...)[0]
-    run = jax.eval_shape  # Shapes only: no memory for all rows at once.
+    kind = kind_of(loss) if targets == "auto" else targets
 
     def checked(name: str, data: Any) -> Data:
         rows = check_data(name, data, nonfinite)
-        outputs = run(
-            lambda p, r, x: nnx.merge(evaluated, p, r)(x), params, _copy(rest), rows.inputs
-        )
+        run = lambda p, r, x: nnx.merge(evaluated, p, r)(x)
+        # Shapes only: no memory for all rows at once.
+        outputs = jax.eval_shape(run, params, copy_variables(rest), rows.inputs)
         return check_targets(name, rows, outputs, kind)
 
-    train = checked("data", data)
+    train = None
+    if isinstance(data, Batches):
+        source = FromBatches(data)
+    elif hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_pair(data):
+        source = Source(data)
+    else:
+        check_count("batch_size", batch_size)
+        train = checked("data", data)
+        source = FromRows(train, batch_size or 1, seed)
     held_out = None if validation is None else checked("validation", validation)
-    if not _is_guarded(tx, params):
-        tx = guard(tx)
-    step, evaluate = _train_step(trained, tx, loss), _evaluation(evaluated, loss)
+    place = Placement(devices, source.batch_size)
+    tx = tx if is_guarded(tx, params) else guard(tx)
+    if isinstance(checkpoints, str | os.PathLike):
+        checkpoints = Checkpoints(checkpoints)
+    if isinstance(recorder, str | os.PathLike):
+        recorder = FlightRecorder(recorder)
+    if recorder is not None:
+        recorder.check(model)
 
     # The step donates its arguments; the model keeps its own arrays until the end.
-    params, rest = jax.tree.map(jnp.copy, (params, rest))
-    opt_state = tx.init(params)
-    rng = np.random.default_rng(seed)
-    batch_size = min(batch_size, len(train.inputs))
-    steps = -(-len(train.inputs) // batch_size)
-    rows: list[tuple[float, float, int]] = []
-    validation_loss: list[float] = []
-    try:
-        with _progress(progress, epochs * steps) as show:
-            for epoch in range(epochs):
-                metrics = []
-                for batch in _batches(train, batch_size, rng):
-                    params, rest, opt_state, metric = step(params, rest, opt_state, *batch)
-                    metrics.append(metric)
-                    show(epoch, metrics)
-                rows.append(_summary(jax.device_get(metrics)))
-                if rows[-1][2] == steps:
-                    raise StuckError(_stuck(epoch, steps, jax.device_get(metrics[-1])))
-                if held_out is not None:
-                    validation_loss.append(evaluate(params, rest, held_out, batch_size))
-    finally:
-        nnx.update(model, params, rest)
-    means, norms, skipped = (np.array(column) for column in zip(*rows, strict=True))
+    state = place.state(TrainState(params, rest, tx.init(params)))
+    facts = {**source.facts, "validation": None if held_out is None else len(held_out.inputs)}
+    run = Run(state, facts, epochs, steps)
+    step = place.jit(train_step(graphdef, tx, loss, state.opt_state), donate=(0,))
+    batch_loss = place.jit(evaluation(evaluated, loss))
+    with ExitStack() as stack:
+        store = None if checkpoints is None else stack.enter_context(Store(checkpoints))
+        if store is not None:
+            run.resume(store, place)
+        files = stack.enter_context(MetricsFiles(metrics, run.step))
+        total = steps if epochs is None else source.steps and epochs * source.steps
+        show = stack.enter_context(progress_bar(progress, total))
+        stack.callback(lambda: nnx.update(model, *run.variables(place)))
+
+        def save() -> None:
+            if store is not None:
+                store.save(to_host(run.state._asdict()), run.facts())
+
+        while not run.done():
+            batches = islice(source.epoch(run.epoch, run.place), run.steps_left())
+            batch = next(batches, None)
+            if batch is None and not run.here:
+                raise ValueError(
+                    f"fit: data has no batch in epoch {run.epoch + 1}; an iterator gives one pass, "
+                    "Batches gives many"
+                )
+            while batch is not None:
+                if run.unread == _FLUSH:
+                    files.write(run.fetch())
+                run.state, metric = step(run.state, *place.batch((batch.inputs, batch.targets)))
+                run.after(batch, metric)
+                show(run.epoch, run.step, run.here)
+                following = next(batches, None)  # while the device works
+                if recorder is not None and not metric.taken and jax.process_index() == 0:
+                    recorder.write(run.state, batch, metric, loss, run.epoch + 1, run.step)
+                if following is not None and _due(checkpoints, run.step):
+                    if run.place is None:
+                        raise ValueError(
+                            "fit: checkpoints within an epoch (every_steps) need batches whose "
+                            "iterator has get_state and set_state; leave every_steps out"
+                        )
+                    files.write(run.fetch())
+                    save()
+                batch = following
+            rows = run.fetch()
+            validation_loss = None
+            if held_out is not None:
+                validation_loss = _validate(batch_loss, place, run.state, held_out, batch_size)
+                rows[-1]["validation_loss"] = validation_loss
+            files.write(rows)
+            reported = run.end_epoch(validation_loss)
+            # A loss scale that still falls is refused until it fits.
+            fixed = health(run.state.opt_state).scale == reported[0].scale
+            if run.rows[-1][2] == len(reported) and fixed:
+                raise StuckError(_stuck(run.epoch, reported))
+            stop = [bool(callback(_told(run, place, evaluated))) for callback in callbacks]
+            if any(stop):
+                run.stopped = "callback"
+            elif patience is not None and _stalled(run.losses(), patience, min_delta):
+                run.stopped = "patience"
+            if checkpoints is not None and (run.done() or run.epoch % checkpoints.every == 0):
+                save()
+    columns = [np.array(column) for column in zip(*run.rows, strict=True)]
+    opt_state = run.state.opt_state
     return History(
-        loss=means,
-        grad_norm=norms,
-        skipped=skipped,
-        validation_loss=None if held_out is None else np.array(validation_loss),
-        nonfinite=train.nonfinite,
+        loss=columns[0],
+        grad_norm=columns[1],
+        skipped=columns[2],
+        validation_loss=None if held_out is None else np.array(run.validation_loss),
+        nonfinite=0 if train is None else train.nonfinite,
         health=health(opt_state),
         opt_state=opt_state,
+        clipped=columns[3],
+        steps=run.step,
+        stopped=run.stopped,
     )
 
 
-def _train_step(graphdef: Any, tx: Any, loss: Callable) -> Callable:
-    def step(params, rest, opt_state, inputs, targets):
-        def objective(params):
-            model = nnx.merge(graphdef, params, _copy(rest))
-            value = safe_mean(loss(model(inputs), targets))
-            return value, nnx.split(model, nnx.Param, ...)[2]
-
-        (value, new_rest), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        finite = jnp.isfinite(value) & _all_finite(new_rest)
-        # One decision for everything: what the guard cannot see reaches it through the gradient.
-        grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
-        before = health(opt_state).skipped
-        updates, opt_state = tx.update(grads, opt_state, params)
-        now = health(opt_state)
-        taken = now.skipped == before
-        params = optax.apply_updates(params, updates)
-        rest = jax.tree.map(lambda new, old: jnp.where(taken, new, old), new_rest, rest)
-        return params, rest, opt_state, _Metrics(value, now.last_norm, taken)
-
-    return jax.jit(step, donate_argnums=(0, 1, 2))
+def _due(checkpoints: Checkpoints | None, step: int) -> bool:
+    every = None if checkpoints is None else checkpoints.every_steps
+    return every is not None and step % every == 0
 
 
-def _evaluation(graphdef: Any, loss: Callable) -> Callable:
-    @jax.jit
-    def batch_loss(params, rest, inputs, targets):
-        return safe_mean(loss(nnx.merge(graphdef, params, _copy(rest))(inputs), targets))
-
-    def evaluate(params, rest, data: Data, batch_size: int) -> float:
-        starts = range(0, len(data.inputs), batch_size)
-        parts = [
-            (data.inputs[i : i + batch_size], data.targets[i : i + batch_size]) for i in starts
-        ]
-        means = jax.device_get([batch_loss(params, rest, *part) for part in parts])
-        return float(np.average(means, weights=[len(inputs) for inputs, _ in parts]))
-
-    return evaluate
+def _validate(
+    batch_loss: Callable, place: Placement, state: TrainState, data: Data, size: int | None
+) -> float:
+    size = size or 256
+    starts = range(0, len(data.inputs), size)
+    parts = [(data.inputs[i : i + size], data.targets[i : i + size]) for i in starts]
+    means = [batch_loss(state.params, state.rest, *place.batch(part)) for part in parts]
+    return float(np.average(jax.device_get(means), weights=[len(inputs) for inputs, _ in parts]))
 
 
-def _batches(data: Data, size: int, rng: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-    order = rng.permutation(len(data.inputs))
-    order = np.concatenate([order, order[: -len(order) % size]])
-    for rows in order.reshape(-1, size):
-        yield data.inputs[rows], data.targets[rows]
+def _told(run: Run, place: Placement, evaluated: Any) -> Epoch:
+    loss, grad_norm, skipped, clipped = run.rows[-1]
 
+    def model() -> nnx.Module:
+        copied = jax.tree.map(jnp.copy, run.variables(place))
+        return nnx.merge(evaluated, *copied)
 
-def _summary(metrics: list[_Metrics]) -> tuple[float, float, int]:
-    """Mean loss and gradient norm of the steps taken, and the count of the others."""
-    taken = [m for m in metrics if m.taken]
-    loss, norm = (
-        float(np.mean([m[i] for m in taken], dtype=np.float64)) if taken else float("nan")
-        for i in (0, 1)
+    return Epoch(
+        number=run.epoch,
+        step=run.step,
+        loss=loss,
+        grad_norm=grad_norm,
+        skipped=skipped,
+        clipped=clipped,
+        validation_loss=run.validation_loss[-1] if run.validation_loss else None,
+        model=model,
     )
-    return loss, norm, len(metrics) - len(taken)
 
 
-def _stuck(epoch: int, steps: int, last: _Metrics) -> str:
+def _stalled(losses: Sequence[float], patience: int, min_delta: float) -> bool:
+    """Whether the last `patience` losses are no better than the best before them."""
+    best, since = float("inf"), 0
+    for value in losses:
+        if value < best - min_delta * abs(best) or (value < best and best == float("inf")):
+            best, since = value, 0
+        else:
+            since += 1
+    return since >= patience
+
+
+def _stuck(epoch: int, metrics: Sequence[Metrics]) -> str:
+    last = metrics[-1]
     return (
-        f"fit: all {steps} steps of epoch {epoch + 1} were refused, so the parameters no longer "
+        f"fit: all {len(metrics)} steps of epoch {epoch} were refused, so the parameters no longer "
         f"change (last loss {float(last.loss)}, gradient norm {float(last.grad_norm)}). "
         "Check in this order: (a) the data: scale it, and drop or impute NaN and inf "
         "(robustops.train.RobustScaler); (b) the initial parameters: robustops.train.rescale_init("
@@ -237,59 +343,33 @@ def _stuck(epoch: int, steps: int, last: _Metrics) -> str:
     )
 
 
-def _is_guarded(tx: optax.GradientTransformation, params: Any) -> bool:
-    jax.eval_shape(tx.init, params)  # An error of `init` itself is not an answer.
-    try:
-        jax.eval_shape(lambda params: health(tx.init(params)), params)
-    except ValueError:  # The documented answer of `health` where no guard is.
-        return False
-    return True
+def _check_options(epochs, steps, patience, min_delta, nonfinite, targets) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError(f"fit: pass epochs or steps, one of them, got {epochs=} and {steps=}")
+    for name, value in (("epochs", epochs), ("steps", steps), ("patience", patience)):
+        if value is not None:
+            check_count(name, value)
+    if not min_delta >= 0:
+        raise ValueError(f"fit: min_delta must be >= 0, got {min_delta!r}")
+    if nonfinite not in ("raise", "drop", "keep"):
+        raise ValueError(f"fit: nonfinite must be 'raise', 'drop' or 'keep', got {nonfinite!r}")
+    if targets not in ("auto", "values", "probabilities", "classes"):
+        raise ValueError(
+            f"fit: targets must be 'auto', 'values', 'probabilities' or 'classes', got {targets!r}"
+        )
+
+
+def _is_pair(data: Any) -> bool:
+    return isinstance(data, tuple | list)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises a ValueError unless the value is an integer of at least 1."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"fit: {name} must be an integer >= 1, got {value!r}")
 
 
 def _in_mode(model: nnx.Module, mode: Literal["train", "eval"]) -> nnx.Module:
     model = nnx.clone(model)
     getattr(model, mode)()
     return model
-
-
-def _copy(state: Any) -> Any:
-    """The same arrays in new variables: `nnx.merge` shares the variables it is given."""
-    return jax.tree.map(lambda leaf: leaf, state)
-
-
-def _all_finite(tree: Any) -> jax.Array:
-    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.array([jnp.isfinite(x).all() for x in leaves] or [True]).all()
-
-
-@contextmanager
-def _progress(enabled: bool, steps: int) -> Iterator[Callable[[int, list[_Metrics]], None]]:
-    """A function that shows the epoch and its metrics so far; the bar stays when it ends."""
-    if not enabled:
-        yield lambda epoch, metrics: None
-        return
-    try:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    except ImportError as error:
-        raise ImportError(
-            "fit: the progress bar needs rich: run `pip install 'robustops[models]'`, "
-            "or pass progress=False"
-        ) from error
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar:
-        task, shown, done = bar.add_task("epoch 1", total=steps), 0.0, 0
-
-        def show(epoch: int, metrics: list[_Metrics]) -> None:
-            nonlocal shown, done
-            done += 1
-            # Reading a metric waits for the device, so not at every step.
-            if time.monotonic() - shown < 0.5 and done < steps:
-                return
-            shown = time.monotonic()
-            last, refused = metrics[-1], sum(not m.taken for m in metrics)
-            text = f"loss {float(last.loss):.4g}  |g| {float(last.grad_norm):.3g}"
-            bar.update(
-                task, completed=done, description=f"epoch {epoch + 1}  {text}  skipped {refused}"
-            )
-
-        yield show

@@ -27,6 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
 
+from ._streaming import Seen, mean_of, merge, power_of_two, root_mean_square, saturate, see
+
 
 class Affine(NamedTuple):
     """`x = unit * (center + center_low + scale * z)`, for each feature.
@@ -58,13 +60,13 @@ class _Scaler:
     def center(self) -> jax.Array:
         """The fitted centre, shape `[features]`."""
         affine = self._fitted("center")
-        return _saturate(affine.unit * affine.center)
+        return saturate(affine.unit * affine.center)
 
     @property
     def scale(self) -> jax.Array:
         """The fitted scale, shape `[features]`, > 0 and finite."""
         affine = self._fitted("scale")
-        return _saturate(affine.unit * affine.scale)
+        return saturate(affine.unit * affine.scale)
 
     def fit(self, x: ArrayLike) -> Self:
         """Returns a scaler fitted to the data; this one is unchanged.
@@ -79,16 +81,7 @@ class _Scaler:
         Raises:
           ValueError: no rows or no features, fewer than two axes, or a dtype that is not real.
         """
-        name = f"{type(self).__name__}.fit"
-        data = _real(name, x)
-        if data.ndim < 2:
-            raise ValueError(
-                f"{name}: x must have axes [rows, features], got shape {data.shape}; "
-                "for a single feature give x[:, None]"
-            )
-        if data.size == 0:
-            raise ValueError(f"{name}: no data, x has shape {data.shape}")
-        affine = self._fit_affine(data.reshape(-1, data.shape[-1]))
+        affine = self._fit_affine(_rows(f"{type(self).__name__}.fit", x))
         return dataclasses.replace(self, affine=affine)  # type: ignore[type-var]
 
     def transform(
@@ -140,8 +133,8 @@ class _Scaler:
         low = jnp.min(x, axis=0, keepdims=True, where=valid, initial=jnp.inf)
         high = jnp.max(x, axis=0, keepdims=True, where=valid, initial=-jnp.inf)
         empty, constant = low > high, low == high
-        unit = _power_of_two(self._magnitude(x, valid))
-        center, center_low, scale = self._fit(_saturate(x * (1 / unit)), valid)
+        unit = power_of_two(self._magnitude(x, valid))
+        center, center_low, scale = self._fit(saturate(x * (1 / unit)), valid)
         # The computed mean of equal numbers may be an ulp off: a constant is its own centre.
         center = jnp.where(constant, jnp.where(constant, low, 0) * (1 / unit), center)
         affine = Affine(
@@ -166,7 +159,7 @@ class _Scaler:
         finite = jnp.isfinite(z)
         wide = jnp.where(finite, z, 0).astype(jnp.promote_types(z.dtype, affine.scale.dtype))
         y = affine.center + (affine.center_low + affine.scale * self._to_unit_scale(wide))
-        x = _saturate(affine.unit * _saturate(y))
+        x = saturate(affine.unit * saturate(y))
         return _cast(jnp.where(finite, x, z.astype(x.dtype)), z.dtype)
 
     @jax.jit
@@ -196,7 +189,7 @@ class _Scaler:
         x = x.astype(jnp.promote_types(x.dtype, affine.scale.dtype))
         y = jnp.where(finite, x, 0) * (1 / affine.unit)
         z = ((y - affine.center) - affine.center_low) / affine.scale
-        return jnp.where(finite, _saturate(z), x)
+        return jnp.where(finite, saturate(z), x)
 
     def _fitted(self, method: str) -> Affine:
         if self.affine is None:
@@ -223,9 +216,65 @@ class _Scaler:
         return data
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["affine"], meta_fields=[])
+class _Streaming(_Scaler):
+    """A scaler that can be fitted to data that come in parts."""
+
+    seen: Seen | None
+
+    def partial_fit(self, x: ArrayLike) -> Self:
+        """Returns a scaler fitted to all parts so far; this one is unchanged.
+
+        The parts' statistics are merged as Chan, Golub and LeVeque do, with means of two floats: a
+        million float32 rows of mean 1e6 and deviation 1 give both to 1e-6. NaN and infinite cells
+        are left out.
+
+        Args:
+          x: the next rows, shape `[..., rows, features]`; up to 2^31 in all.
+
+        Returns:
+          A fitted scaler of the same kind and options, e.g.
+          `functools.reduce(StandardScaler.partial_fit, parts, StandardScaler())`.
+
+        Raises:
+          ValueError: as `fit`; another number of features than before; or the scaler comes from
+            `fit`, which keeps no counts to go on from.
+        """
+        name = f"{type(self).__name__}.partial_fit"
+        rows = _rows(name, x)
+        if self.seen is None and self.affine is not None:
+            raise ValueError(
+                f"{name}: this scaler comes from fit, which keeps no counts; begin with "
+                f"{type(self).__name__}().partial_fit(first_part)"
+            )
+        if self.seen is not None and self.seen.count.shape[-1] != rows.shape[-1]:
+            raise ValueError(
+                f"{name}: the parts so far have {self.seen.count.shape[-1]} features, this one has "
+                f"{rows.shape[-1]}"
+            )
+        seen = see(rows) if self.seen is None else merge(self.seen, see(rows))
+        affine = self._affine_of(seen)
+        return dataclasses.replace(self, affine=affine, seen=seen)  # type: ignore[type-var]
+
+    @jax.jit
+    def _affine_of(self, seen: Seen) -> Affine:
+        empty, constant = seen.low > seen.high, seen.low == seen.high
+        unit, center, center_low, scale = self._from_seen(seen)
+        center = jnp.where(constant, jnp.where(constant, seen.low, 0) * (1 / unit), center)
+        return Affine(
+            unit=unit,
+            center=jnp.where(empty, 0, center),
+            center_low=jnp.where(empty | constant, 0, center_low),
+            scale=jnp.where(empty | constant | ~(scale > 0), 1 / unit, scale),
+        )
+
+    def _from_seen(self, seen: Seen) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Unit, centre, its low part, and scale in the unit; of any value for constant features."""
+        raise NotImplementedError
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["affine", "seen"], meta_fields=[])
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class StandardScaler(_Scaler):
+class StandardScaler(_Streaming):
     """Scales each feature to mean 0 and (population) standard deviation 1.
 
     `z = (x - mean) / std`. NaN and inf are left out of the fit and imputed with the mean (z = 0);
@@ -239,18 +288,22 @@ class StandardScaler(_Scaler):
     """
 
     affine: Affine | None = None
+    seen: Seen | None = None
+
+    def _from_seen(self, seen: Seen) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        return seen.unit, seen.mean, seen.mean_low, seen.deviation
 
     def _fit(self, y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        center, low = _mean(y, valid)
+        center, low = mean_of(y, valid)
         deviation = jnp.where(valid, (y - center) - low, 0)
-        return center, low, _root_mean_square(deviation, valid)
+        return center, low, root_mean_square(deviation, valid)
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=["affine"], meta_fields=["low", "high"]
+    jax.tree_util.register_dataclass, data_fields=["affine", "seen"], meta_fields=["low", "high"]
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
-class MinMaxScaler(_Scaler):
+class MinMaxScaler(_Streaming):
     """Scales each feature linearly so that its least value is `low` and its greatest `high`.
 
     `z = low + (high - low) * (x - min) / (max - min)`; `center` is min and `scale` is max - min.
@@ -268,6 +321,7 @@ class MinMaxScaler(_Scaler):
     low: float = 0.0
     high: float = 1.0
     affine: Affine | None = None
+    seen: Seen | None = None
 
     def __post_init__(self):
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
@@ -280,6 +334,13 @@ class MinMaxScaler(_Scaler):
         """The middle of the range."""
         return self.low / 2 + self.high / 2
 
+    def _from_seen(self, seen: Seen) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        empty = seen.low > seen.high
+        low, high = jnp.where(empty, 0, seen.low), jnp.where(empty, 0, seen.high)
+        unit = power_of_two(jnp.maximum(jnp.abs(low), jnp.abs(high)))
+        center = low * (1 / unit)
+        return unit, center, jnp.zeros_like(center), saturate(high * (1 / unit)) - center
+
     def _fit(self, y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         least = jnp.min(y, axis=0, keepdims=True, where=valid, initial=jnp.inf)
         greatest = jnp.max(y, axis=0, keepdims=True, where=valid, initial=-jnp.inf)
@@ -290,7 +351,7 @@ class MinMaxScaler(_Scaler):
     def _from_unit_scale(self, z: jax.Array) -> jax.Array:
         finite = jnp.isfinite(z)
         scaled = self.low + (self.high - self.low) * jnp.where(finite, z, 0)
-        return jnp.where(finite, _saturate(scaled), z)
+        return jnp.where(finite, saturate(scaled), z)
 
     def _to_unit_scale(self, z: jax.Array) -> jax.Array:
         return (z - self.low) / (self.high - self.low)
@@ -307,7 +368,8 @@ class RobustScaler(_Scaler):
     deviation, and right within a bounded factor while less than half of the cells are outliers,
     however large these are. Where more than half of the cells are equal the MAD is 0; then the
     scale is IQR / 1.349, where that is 0 too `1.2533 * mean|x - median|` (both also the deviation
-    of normal data), and 1 for a constant feature.
+    of normal data), and 1 for a constant feature. A median needs all rows at once: there is no
+    `partial_fit`.
 
     Args:
       max_sigmas: None, or a number > 0: cells more than this many scales from the median count as
@@ -340,7 +402,7 @@ class RobustScaler(_Scaler):
 
     def _fit(self, y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         lower, median, upper = _quantiles(y, valid, (0.25, 0.5, 0.75))
-        deviation = _saturate(jnp.abs(y - median))
+        deviation = saturate(jnp.abs(y - median))
         (mad,) = _quantiles(deviation, valid, (0.5,))
         greatest = jnp.max(deviation, axis=0, keepdims=True, where=valid, initial=0)
         relative = jnp.where(valid, deviation, 0) / jnp.where(greatest > 0, greatest, 1)
@@ -358,6 +420,19 @@ class RobustScaler(_Scaler):
         return missing | (jnp.abs(self._standardize(x, affine)) > self.max_sigmas)
 
 
+def _rows(name: str, x: Any) -> Any:
+    """Checked data as `[rows, features]`."""
+    data = _real(name, x)
+    if data.ndim < 2:
+        raise ValueError(
+            f"{name}: x must have axes [rows, features], got shape {data.shape}; "
+            "for a single feature give x[:, None]"
+        )
+    if data.size == 0:
+        raise ValueError(f"{name}: no data, x has shape {data.shape}")
+    return data.reshape(-1, data.shape[-1])
+
+
 def _real(name: str, x: Any) -> Any:
     """`x` as a floating array: integers and booleans take the default floating type."""
     # Not jnp.asarray: under jax_debug_nans it raises at the missing cells.
@@ -373,37 +448,6 @@ def _cast(x: jax.Array, dtype: DTypeLike) -> jax.Array:
     """Casts to a narrower type; a finite number beyond its range becomes its largest."""
     limit = jnp.finfo(dtype).max.astype(x.dtype)
     return jnp.where(jnp.isfinite(x), jnp.clip(x, -limit, limit), x).astype(dtype)
-
-
-def _saturate(x: jax.Array) -> jax.Array:
-    """Brings an overflow to the largest finite number; NaN stays."""
-    limit = jnp.finfo(x.dtype).max
-    return jnp.clip(x, -limit, limit)
-
-
-def _power_of_two(magnitude: jax.Array) -> jax.Array:
-    """The power of two at or below a magnitude, 1 for 0; its reciprocal is a normal number too."""
-    info = jnp.finfo(magnitude.dtype)
-    limit = int(-info.minexp)
-    exponent = jnp.frexp(jnp.where(magnitude > 0, magnitude, 1))[1] - 1
-    return jnp.ldexp(jnp.ones_like(magnitude), jnp.clip(exponent, -limit, limit))
-
-
-def _mean(y: jax.Array, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The mean as a sum of two floats: a mean, plus the mean of what it leaves over."""
-    count = jnp.maximum(jnp.sum(valid, axis=0, keepdims=True), 1).astype(y.dtype)
-    first = jnp.sum(jnp.where(valid, y, 0), axis=0, keepdims=True) / count
-    second = jnp.sum(jnp.where(valid, y - first, 0), axis=0, keepdims=True) / count
-    center = first + second
-    return center, second - (center - first)
-
-
-def _root_mean_square(y: jax.Array, valid: jax.Array) -> jax.Array:
-    """`sqrt(mean(y^2))` of the valid cells, relative to the greatest: no square underflows."""
-    greatest = jnp.max(jnp.abs(y), axis=0, keepdims=True)
-    relative = y / jnp.where(greatest > 0, greatest, 1)
-    count = jnp.maximum(jnp.sum(valid, axis=0, keepdims=True), 1).astype(y.dtype)
-    return greatest * jnp.sqrt(jnp.sum(relative * relative, axis=0, keepdims=True) / count)
 
 
 def _quantiles(y: jax.Array, valid: jax.Array, levels: tuple[float, ...]) -> tuple[jax.Array, ...]:
