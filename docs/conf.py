@@ -15,7 +15,14 @@ author = "the robustops authors"
 copyright = "the robustops authors"
 version = release = robustops.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "op_record", "results"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "api",
+    "op_record",
+    "results",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = False
