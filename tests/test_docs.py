@@ -161,7 +161,9 @@ def test_each_question_fails_without_and_works_with_its_repair():
     text = (DOCS / "why-nan.md").read_text()
     sections = {
         title.lower().replace(" ", "-"): body
-        for title, body in re.findall(r"^## (.+)$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+        for title, body in re.findall(
+            r"^## ([^\n]+)$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
     }
     assert set(sections) == QUESTIONS
     assert set(re.findall(r"\]\(#([\w-]+)\)", text)) == QUESTIONS
