@@ -38,6 +38,8 @@ napoleon_custom_sections = [("Reference", "References")]
 
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"robustops {version}"
 html_show_sphinx = False
 html_copy_source = False

@@ -4,7 +4,7 @@ Names behind a directive choose the rows; without any it prints them all.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,26 +90,31 @@ def _at(x: float | None) -> str:
     return "" if x is None else f"{x:.9g}"
 
 
-class AccuracyTable(SphinxDirective):
+class ResultTable(SphinxDirective):
+    """Kept results, of the ops that the argument names."""
+
+    optional_arguments = 1
+    final_argument_whitespace = True
+    table: Callable[[Sequence[str]], str]
+
+    def run(self):
+        """The table as nodes."""
+        try:
+            return self.parse_text_to_nodes(type(self).table(" ".join(self.arguments).split()))
+        except ValueError as error:
+            raise self.error(f"{self.name}: {error}") from error
+
+
+class AccuracyTable(ResultTable):
     """Errors of ours and the peers."""
 
-    optional_arguments = 1
-    final_argument_whitespace = True
-
-    def run(self):
-        """The table as nodes."""
-        return self.parse_text_to_nodes(accuracy(" ".join(self.arguments).split()))
+    table = staticmethod(accuracy)
 
 
-class ExhaustiveTable(SphinxDirective):
+class ExhaustiveTable(ResultTable):
     """The exhaustive runs."""
 
-    optional_arguments = 1
-    final_argument_whitespace = True
-
-    def run(self):
-        """The table as nodes."""
-        return self.parse_text_to_nodes(exhaustive(" ".join(self.arguments).split()))
+    table = staticmethod(exhaustive)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
