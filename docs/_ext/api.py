@@ -47,7 +47,7 @@ def entry(module: str, name: str) -> str:
 def api(module: Any) -> str:
     """One row for each public name."""
     body = ((entry(module.__name__, name), claim(thing)) for name, thing in public(module))
-    return rows(("name", ""), body)
+    return rows(("name", "what it is"), body)
 
 
 def loss_table() -> str:

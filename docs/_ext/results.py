@@ -17,6 +17,7 @@ from robustops.testing import OPS
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 OURS = "robustops"
+FAILED = "NaN, ∞"
 
 
 def kept(name: str, ops: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -42,7 +43,7 @@ def error(row: dict[str, Any] | None, kind: str) -> str:
     if row is None or row[f"{kind}_failed"] is None:
         return ""
     if row[f"{kind}_failed"]:
-        return "NaN, ∞"
+        return FAILED
     return f"{row[f'{kind}_max']:.2g}".replace("e+0", "e").replace("e+", "e")
 
 
@@ -61,7 +62,8 @@ def accuracy(ops: Sequence[str] = ()) -> str:
 
 
 def _pair(row: dict[str, Any] | None) -> str:
-    return " / ".join(filter(None, (error(row, "value"), error(row, "derivative"))))
+    both = [error(row, "value"), error(row, "derivative")]
+    return FAILED if both == [FAILED, FAILED] else " / ".join(filter(None, both))
 
 
 def exhaustive(ops: Sequence[str] = ()) -> str:
