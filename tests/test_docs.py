@@ -76,12 +76,14 @@ def public(name: str) -> set[str]:
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None) or [
         key
-        for key, value in vars(module).items()
-        if not key.startswith("_") and getattr(value, "__module__", "").startswith("robustops")
+        for key in dir(module)
+        if key[0] != "_" and getattr(getattr(module, key), "__module__", "").startswith("robustops")
     ]
     # What the package has at its top is documented there.
-    above = {} if module is robustops else vars(robustops)
-    return {f"{name}.{key}" for key in names if above.get(key) is not getattr(module, key)}
+    above = None if module is robustops else robustops
+    return {
+        f"{name}.{key}" for key in names if getattr(above, key, None) is not getattr(module, key)
+    }
 
 
 def entries() -> list[str]:
@@ -186,6 +188,13 @@ def test_names_of_the_migration_page_exist():
         assert f"robustops.{name}" in public(f"robustops.{module}".rstrip(".")), name
     for name in set(re.findall(r"\boptax\.(\w+)", text)):
         assert hasattr(optax, name), name
+
+
+def test_readme_compares_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    pytest.importorskip("sphinx", reason="the tables are made by extensions of sphinx")
+    text, update = README.read_text(), importlib.import_module("comparison").updated
+    assert text == update(text), "run `python docs/_ext/comparison.py`"
 
 
 @pytest.mark.parametrize("page", [README, ROOT / "docs/index.md"], ids=named)

@@ -20,7 +20,7 @@ import pytest
 
 from robustops.testing import OPS
 
-BUILT = os.environ.get("ROBUSTOPS_HTML")
+BUILT = os.environ.get("ROBUSTOPS_HTML", "")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync
     --disable-background-networking --disable-component-update --hide-scrollbars""".split()
@@ -118,7 +118,7 @@ def address(pages):
     measure = MEASURE % json.dumps(sorted(pages))
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
+        def log_message(self, format, *args):
             pass
 
         def do_GET(self):

@@ -17,7 +17,7 @@ from robustops import losses
 
 def public(module: Any) -> Iterator[tuple[str, Any]]:
     """What a module offers, in its own order; what the package has at the top is listed there."""
-    for name in getattr(module, "__all__", vars(module)):
+    for name in getattr(module, "__all__", dict.fromkeys([*vars(module), *dir(module)])):
         thing = getattr(module, name)
         if name.startswith("_") or inspect.ismodule(thing):
             continue
