@@ -10,7 +10,7 @@ import pytest
 import robustops
 from robustops import _lazy, program
 
-PACKAGE = Path(__file__).resolve().parents[1] / "robustops"
+PACKAGE = Path(robustops.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {"_jax", "_numerics", "_spec", "_zmul"}
 # What a layer may import: layers below it (and itself), and packages besides jax.
