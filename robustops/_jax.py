@@ -7,7 +7,7 @@ where `closed.jaxpr is closed`. Every function here takes and returns closed one
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax import core
@@ -16,16 +16,26 @@ from jax._src import linear_util as lu
 from jax._src.interpreters import partial_eval as pe
 from jax._src.util import cache as cache
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr as ClosedJaxpr
-from jax.extend.core import DropVar as DropVar
-from jax.extend.core import Jaxpr as Jaxpr
-from jax.extend.core import JaxprEqn as JaxprEqn
-from jax.extend.core import Literal as Literal
-from jax.extend.core import Primitive as Primitive
-from jax.extend.core import Var as Var
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr as ClosedJaxpr
+    from jax.extend.core import DropVar as DropVar
+    from jax.extend.core import Jaxpr as Jaxpr
+    from jax.extend.core import JaxprEqn as JaxprEqn
+    from jax.extend.core import Literal as Literal
+    from jax.extend.core import Primitive as Primitive
+    from jax.extend.core import Var as Var
+else:
+    # The same classes without the package jax.extend, which loads Pallas: 3% of `import jax`.
+    from jax._src import core as _core
+    from jax._src.core import DropVar as DropVar
+    from jax._src.core import Jaxpr, JaxprEqn, Literal, Primitive
+    from jax._src.core import Var as Var
+
+    ClosedJaxpr = getattr(_core, "ClosedJaxpr", Jaxpr)  # one class since jax 0.12
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
