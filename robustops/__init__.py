@@ -52,6 +52,8 @@ from .ops import softplus as softplus
 from .ops import softplus_inverse as softplus_inverse
 from .ops import xlog1py as xlog1py
 from .ops import xlogy as xlogy
+from .program import Range as Range
+from .program import certify as certify
 from .program import check_finite as check_finite
 from .program import diagnose as diagnose
 from .program import robustify as robustify

@@ -223,6 +223,12 @@ def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def is_total(eqn: JaxprEqn) -> bool:
+    """Tell whether `eqn` calls a function whose derivative rule robustops' own `total` built."""
+    rule = eqn.params.get("jvp_jaxpr_fun")
+    return rule is not None and f"{_OWN}_spec.py:" in rule.debug_info.func_src_info
+
+
 def frame(eqn: JaxprEqn) -> Frame | None:
     """Return the user's place that made `eqn`: the innermost one outside installed packages.
 
