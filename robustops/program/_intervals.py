@@ -80,10 +80,12 @@ class Value:
       births: which operations made it non-finite, if it may be.
       noise: how much its elements may differ when XLA computes them in two places.
       relations: the bounds of the difference to other Values.
-      peak: the Value whose maximum (or minimum) this is: along the axes that are None it is reached.
+      peak: the Value whose maximum this is (or minimum, then False is with it): along the axes
+        that are None it is reached.
       reaches: axes along which at least one element is no less than a number, and this number.
       made: the rule, equation and operands that it comes from, if it is elementwise.
       test: of a predicate, the comparisons that hold when it is true, and when it is false.
+      absent: whether it only fills the place of what another branch saves, and is never read.
     """
 
     lo: np.ndarray
@@ -94,10 +96,11 @@ class Value:
     births: frozenset = frozenset()
     noise: float = 0.0
     relations: dict[Key, tuple[float, float]] = dataclasses.field(default_factory=dict)
-    peak: Key | None = None
+    peak: tuple[Key, bool] | None = None
     reaches: tuple[frozenset[int], float] | None = None
     made: tuple[Any, ...] | None = None
     test: tuple[tuple, tuple] = ((), ())
+    absent: bool = False
 
     @functools.cached_property
     def finite(self) -> bool:
@@ -176,6 +179,11 @@ def anything(shape: Sequence[int], dtype: Any, births: frozenset = frozenset()) 
     return value(Bounds(-inf, inf, True), shape, dtype, births=births)
 
 
+def absent(shape: Sequence[int], dtype: Any) -> Value:
+    """What a branch returns in the place of what only another branch saves for the gradient."""
+    return value(Bounds(0.0, 0.0), shape, dtype, absent=True)
+
+
 def nearest(relations: dict[Key, tuple[float, float]]) -> dict[Key, tuple[float, float]]:
     """Return only the tightest relations."""
     if len(relations) <= _RELATIONS:
@@ -184,16 +192,24 @@ def nearest(relations: dict[Key, tuple[float, float]]) -> dict[Key, tuple[float,
     return dict(order[:_RELATIONS])
 
 
-def rounded(b: Bounds, f: Format, ulps: float = ULPS, basic: bool = False) -> Bounds:
+def rounded(
+    b: Bounds, f: Format, ulps: float = ULPS, basic: bool = False, exact: Any = None
+) -> Bounds:
     """Widen bounds outward by `ulps`, flush what is subnormal, and see what overflows.
 
-    A `basic` operation rounds once, so that what fits the dtype stays finite.
+    A `basic` operation rounds once, so that what fits the dtype stays finite. Given the dtype
+    `exact`, a bound that is one of its numbers is not widened: rounding is monotone.
     """
     lo, hi, nan = (np.asarray(a) for a in b)
     # An undefined bound is none.
     lo, hi = np.where(np.isnan(lo), -inf, lo), np.where(np.isnan(hi), inf, hi)
     if f.kind == "float":
         lo_out, hi_out = lo - np.abs(lo) * (ulps * f.eps), hi + np.abs(hi) * (ulps * f.eps)
+        if exact is not None:
+            lo_out, hi_out = (
+                np.where(v.astype(exact).astype(np.float64) == v, v, out)
+                for v, out in ((lo, lo_out), (hi, hi_out))
+            )
         if basic:
             lo_out = np.where(lo >= -f.most, np.maximum(lo_out, -f.most), lo_out)
             hi_out = np.where(hi <= f.most, np.minimum(hi_out, f.most), hi_out)
@@ -219,8 +235,10 @@ def _snapped(lo, hi, f: Format, nan) -> Bounds:
 
 def join(a: Value, b: Value) -> Value:
     """Return what holds of both."""
-    if a is b:
+    if a is b or b.absent:
         return a
+    if a.absent:
+        return b
     new = value(
         Bounds(np.minimum(a.lo, b.lo), np.maximum(a.hi, b.hi), a.nan | b.nan), a.shape, a.dtype
     )
@@ -291,8 +309,8 @@ def moved(v: Value, axes: Sequence[int | None]) -> dict[str, Any]:
         if (new := map_dims(base, dims)) is not None:
             relations[base, new] = bounds
     peak = None
-    if v.peak is not None and (new := map_dims(*v.peak)) is not None:
-        peak = v.peak[0], new
+    if v.peak is not None and (new := map_dims(*v.peak[0])) is not None:
+        peak = (v.peak[0][0], new), v.peak[1]
     reaches = None
     if v.reaches is not None and not v.reaches[0] & lost:
         reaches = frozenset(int(axes[k]) for k in v.reaches[0]), v.reaches[1]  # pyright: ignore[reportArgumentType]

@@ -4,6 +4,7 @@ Each rule returns the results of its equation as `Bounds`, before rounding; with
 new place of each axis of the operand, if it has one.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,9 +118,9 @@ def slice_(eqn, x):
 
 def _union(values: Sequence[Any]) -> Bounds:
     return Bounds(
-        np.minimum.reduce([v.lo for v in values]),
-        np.maximum.reduce([v.hi for v in values]),
-        np.logical_or.reduce([v.nan for v in values]),
+        functools.reduce(np.minimum, [v.lo for v in values]),
+        functools.reduce(np.maximum, [v.hi for v in values]),
+        functools.reduce(np.logical_or, [v.nan for v in values]),
     )
 
 
@@ -255,15 +256,20 @@ def _summed(low, high, nan, count, f, positive=None, negative=None) -> Bounds:
     slack = math.expm1(min(count * f.eps, 80.0))
     positive = np.maximum(high, 0) if positive is None else positive
     negative = np.minimum(low, 0) if negative is None else negative
-    with np.errstate(invalid="ignore"):
-        error = np.where(np.isinf(positive - negative), 0, slack * (positive - negative))
-    # Terms of one sign cannot cancel.
-    low_out = np.where(negative == 0, np.maximum(low - error, 0), low - error)
-    high_out = np.where(positive == 0, np.minimum(high + error, 0), high + error)
-    above, below = positive + error > f.most, negative - error < f.least
+    low_out, high_out = _outward(low, high, positive, negative, slack, f)
+    above, below = positive * (1 + slack) > f.most, negative * (1 + slack) < f.least
     high_out = np.where(above, inf, high_out)
     low_out = np.where(below, -inf, low_out)
     return Bounds(low_out, high_out, nan | (above & below))
+
+
+def _outward(low, high, positive, negative, slack, f):
+    """Widen the bounds of a sum by a part of the sum of magnitudes, as far as this is finite."""
+    error = slack * (np.minimum(positive, f.most) - np.maximum(negative, f.least))
+    # Terms of one sign cannot cancel.
+    low_out = np.where(negative == 0, low * max(1 - slack, 0), low - error)
+    high_out = np.where(positive == 0, high * max(1 - slack, 0), high + error)
+    return low_out, high_out
 
 
 def _along(v: Bounds, axes: Sequence[int], shape: Sequence[int], f: Callable) -> Any:
@@ -378,11 +384,7 @@ def _contracted(low, high, nan, positive, negative, count, dtype) -> Bounds:
     out = _summed(low, high, nan, count, f, positive, negative)
     if f.kind != "float" or f.eps < 1e-10:
         return out
-    with np.errstate(invalid="ignore"):
-        size = (positive - negative) * CONTRACTION
-    size = np.where(np.isfinite(size), size, 0)
-    low = np.where(negative == 0, np.maximum(out.lo - size, 0), out.lo - size)
-    high = np.where(positive == 0, np.minimum(out.hi + size, 0), out.hi + size)
+    low, high = _outward(out.lo, out.hi, positive, negative, CONTRACTION, f)
     # Fewer bits do not overflow sooner.
     low = np.where(out.lo >= f.least, np.maximum(low, f.least), low)
     high = np.where(out.hi <= f.most, np.minimum(high, f.most), high)

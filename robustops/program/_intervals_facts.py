@@ -1,6 +1,7 @@
 """What an equation tells beyond bounds: differences between arrays, reached maxima, comparisons."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from ._intervals import (
     rounded,
     value,
 )
-from ._intervals_elementwise import BASIC, EXACT, IDENTITIES, LOOSE, RANGES, RULES, div, mul
+from ._intervals_elementwise import BASIC, EXACT, IDENTITIES, LOOSE, MONOTONE, RANGES, RULES, div, mul
 
 _NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 _PICKS = frozenset("abs clamp cummax cummin max min neg reduce_max reduce_min sort".split())
@@ -55,7 +56,7 @@ def _bounds(eqn, ins) -> Bounds:
         ulps = LOOSE.get(name, ULPS)
         if name == "integer_pow":
             ulps += abs(eqn.params["y"])
-        out = rounded(out, f, ulps, name in BASIC)
+        out = rounded(out, f, ulps, name in BASIC, dtype if name in MONOTONE else None)
         if name in ("div", "mul") and f.kind == "float":
             for other in _regrouped(name, ins, f):
                 other = rounded(other, f, 2 * ULPS)
@@ -102,6 +103,8 @@ def noise(name: str, ins: Sequence[Value], out: Value) -> float:
         return 0.0
     if name in IDENTITIES or name in _PICKS:
         return max(v.noise for v in ins)
+    if name == "convert_element_type" and _is_wider(ins[0].dtype, out.dtype):
+        return ins[0].noise
     if name == "iota" or (name == "convert_element_type" and format_of(ins[0].dtype).kind != "float"):
         return 0.0
     if not out.finite:
@@ -134,7 +137,7 @@ def _relate(eqn, ins, out: Value) -> None:
         if name != "sub":
             for k, (l, h) in b.differences.items():
                 found.setdefault(k, (l + a.low - error, h + a.high + error))
-        elif axes := _peak_axes(a, b):
+        elif b.peak and b.peak[1] and (axes := _peak_axes(a, b)):
             out.reaches = axes, -(a.noise + b.noise)
         out.relations = nearest(found)
     elif name in ("max", "min"):
@@ -160,10 +163,10 @@ def _extremum(largest: bool, a: Value, b: Value):
 
 
 def _peak_axes(a: Value, b: Value) -> frozenset[int] | None:
-    """The axes along which `a` somewhere equals `b`, its own maximum."""
+    """The axes along which `a` somewhere equals `b`, its own maximum or minimum."""
     if b.peak is None:
         return None
-    base, dims = b.peak
+    base, dims = b.peak[0]
     for (other, their), bounds in a.differences.items():
         if other is base and bounds == (0.0, 0.0):
             shared = all(p is None or p == q for p, q in zip(dims, their, strict=True))
@@ -189,8 +192,7 @@ def reduced(eqn: Any, x: Value, out: Value) -> Value:
                 bounds = (l, spread[1]) if name == "reduce_max" else (spread[0], h)
                 out.relations[base, new(dims)] = bounds
         out.relations = nearest(out.relations)
-        if name == "reduce_max":
-            out.peak = x, new(range(len(x.shape)))
+        out.peak = (x, new(range(len(x.shape)))), name == "reduce_max"
     out.noise = noise(name, [x], out)
     return out
 
@@ -297,15 +299,17 @@ def select(which: Value, cases: Sequence[Value]) -> tuple[Value, list[Value]]:
     """Return what `select_n` gives, and the cases that may show."""
     if format_of(which.dtype).kind == "bool":
         can = [which.lo <= 0, which.hi >= 1]
-        cases = [refine(c, t) for c, t in zip(cases, which.test[::-1], strict=True)]
     else:
         can = [(which.lo <= k) & (k <= which.hi) for k in range(len(cases))]
     for k, c in enumerate(can):
         if not any(np.any(o) for i, o in enumerate(can) if i != k) and np.all(c):
             return renamed(cases[k]), [cases[k]]
-    low = np.minimum.reduce([np.where(c, v.lo, inf) for c, v in zip(can, cases, strict=True)])
-    high = np.maximum.reduce([np.where(c, v.hi, -inf) for c, v in zip(can, cases, strict=True)])
-    nan = np.logical_or.reduce([c & v.nan for c, v in zip(can, cases, strict=True)])
+    if len(cases) == 2:
+        cases = [refine(c, t) for c, t in zip(cases, which.test[::-1], strict=True)]
+    both = list(zip(can, cases, strict=True))
+    low = reduce(np.minimum, [np.where(c, v.lo, inf) for c, v in both])
+    high = reduce(np.maximum, [np.where(c, v.hi, -inf) for c, v in both])
+    nan = reduce(np.logical_or, [c & v.nan for c, v in both])
     out = value(Bounds(low, high, nan), cases[0].shape, cases[0].dtype)
     shown = [v for c, v in zip(can, cases, strict=True) if np.any(c)]
     out.noise = max(v.noise for v in shown)

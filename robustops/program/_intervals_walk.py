@@ -1,6 +1,7 @@
 """Interval analysis of a jaxpr: every equation once, loops until nothing new can happen."""
 
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from ._intervals import (
     ULPS,
     Bounds,
     Value,
+    absent,
     anything,
     constant,
     contains,
@@ -25,6 +27,7 @@ from ._intervals import (
     widened,
 )
 from ._intervals_facts import elementwise, name_of, noise, reduced, renamed, select
+from ._intervals_ops import by_contract
 from ._replay import CALLS
 
 # So many iterations are followed one by one; after that the bounds of all later ones are sought.
@@ -87,10 +90,14 @@ class Analysis:
     def _apply(self, eqn, ins, places) -> list[Value]:
         name = eqn.primitive.name
         inside = (*places, Place(eqn, None, (0, 0)))
+        if name == "custom_jvp_call" and (rule := simple.NAMED.get(_jax.library_name(eqn) or "")):
+            aval = eqn.outvars[0].aval
+            out = rounded(rule(eqn, *ins), format_of(aval.dtype))
+            return [self._judged(eqn, ins, value(out, aval.shape, aval.dtype), places)]
         if name in CALLS:
             ((closed,),) = self._subjaxprs(eqn).values()
             outs = self.run(closed, ins, inside)
-            return self._by_contract(eqn, ins, outs) if name in CUSTOM else outs
+            return by_contract(eqn, ins, outs) if name in CUSTOM else outs
         if name == "cond":
             return self._cond(eqn, ins, inside)
         if name == "scan":
@@ -111,6 +118,8 @@ class Analysis:
             out, shown = select(ins[0], ins[1:])
             out.births = frozenset().union(*(v.births for v in shown if not v.finite))
             return [out]
+        if name == "empty2":
+            return [absent(avals[0].shape, avals[0].dtype)]
         if name == "optimization_barrier":
             return [renamed(x) for x in ins]
         if name in simple.RULES:
@@ -120,6 +129,7 @@ class Analysis:
         if name in arrays.MOVES:
             bounds, axes = arrays.MOVES[name](eqn, *ins)
             facts = {"noise": ins[0].noise} if axes is None else moved(ins[0], axes)
+            facts["absent"] = ins[0].absent
             return [value(bounds, avals[0].shape, avals[0].dtype, **facts)]
         if name in arrays.RULES and (found := arrays.RULES[name](eqn, *ins)) is not None:
             outs = []
@@ -177,19 +187,6 @@ class Analysis:
         if id(eqn) not in self._subs:
             self._subs[id(eqn)] = eqn, _jax.subjaxprs(eqn)
         return self._subs[id(eqn)][1]
-
-    def _by_contract(self, eqn, ins, outs: list[Value]) -> list[Value]:
-        """A total op gives a finite result for finite operands, whatever its bounds say."""
-        if not _jax.is_total(eqn) or not all(v.finite for v in ins):
-            return outs
-        new = []
-        for out in outs:
-            f = format_of(out.dtype)
-            if f.kind == "float" and not out.finite:
-                clipped = np.clip(out.lo, f.least, f.most), np.clip(out.hi, f.least, f.most)
-                out = value(Bounds(*clipped), out.shape, out.dtype, noise=float("inf"))
-            new.append(out)
-        return new
 
     # --- control flow ---
 
@@ -275,8 +272,8 @@ def _stack(rows: Sequence[Value], length: int, reverse: bool, aval: Any) -> Valu
         parts = [[np.broadcast_to(r.bounds[i], inner) for r in ordered] for i in range(3)]
         b = Bounds(*map(np.stack, parts))
     else:
-        low = np.minimum.reduce([r.lo for r in rows])
-        high = np.maximum.reduce([r.hi for r in rows])
-        nan = np.logical_or.reduce([r.nan for r in rows])
+        low = reduce(np.minimum, [r.lo for r in rows])
+        high = reduce(np.maximum, [r.hi for r in rows])
+        nan = reduce(np.logical_or, [r.nan for r in rows])
         b = Bounds(low[None], high[None], nan[None])
     return value(b, aval.shape, aval.dtype, births=births, noise=noisy)
