@@ -61,7 +61,10 @@ class Unproved:
     def __str__(self) -> str:
         lines = []
         if self.file is not None:
-            lines += [f"  {_short(self.file)}:{self.line}, in {self.function}", f"      {self.source}"]
+            lines += [
+                f"  {_short(self.file)}:{self.line}, in {self.function}",
+                f"      {self.source}",
+            ]
         lines += [f"    {self.primitive} ({self.phase}): {self.reason}"]
         lines += [f"    {operand}" for operand in self.operands]
         return "\n".join([*lines, f"    remedy: {self.remedy}"])

@@ -1,7 +1,6 @@
 """`certify`: proof that no NaN or inf can arise, for all inputs in given ranges at once."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -101,14 +100,15 @@ def certify(
     that of the first output if that is a scalar, else of the sum of all floating outputs.
 
     What is assumed: an operation is right to 4 ulp (matrix products and convolutions to 2^-7 of the
-    sum of magnitudes, sums of n terms to n ulp, `pow` to 256), also when XLA fuses it or computes it
-    twice; XLA does not exchange operations for others that overflow where these do not; a comparison
-    and what it selects see a subnormal alike; and robustops' own ops keep their contract.
+    sum of magnitudes, sums of n terms to n ulp, `pow` to 256), also when XLA fuses it or computes
+    it twice; XLA does not exchange operations for others that overflow where these do not; a
+    comparison and what it selects see the same number; and robustops' own ops keep their contract.
 
     Args:
       fn: a function of pytrees of arrays, jitted or not; nothing is computed.
       ranges: one entry for each argument of `fn`, a pytree like the argument, with a `Range` for
-        each array that may vary. Arrays and numbers stand for themselves; other leaves are passed on.
+        each array that may vary. Arrays and numbers stand for themselves; other leaves are
+        passed on.
       argnums: which arguments the gradient is for, an index or several.
       grad: whether to prove the gradient, too.
 
@@ -165,10 +165,10 @@ def certify(
     bad = [v for _, v in floats if not v.finite]
     births = sorted(frozenset().union(*(v.births for v in bad)))
     unproved: dict[Any, Unproved] = {}
-    for b in births:
-        entry = _unproved(analysis, analysis.births[b])
-        key = entry.phase, entry.primitive, entry.file, entry.line
-        unproved.setdefault(key, entry)
+    entries = [_unproved(analysis, analysis.births[b]) for b in births]
+    # The derivative of what fails in the value is no second finding.
+    for entry in sorted(entries, key=lambda e: e.phase == "backward"):
+        unproved.setdefault((entry.primitive, entry.file, entry.line), entry)
     bounds = tuple(_bound(title, v) for title, v in floats)
     return Certificate(not bad, tuple(unproved.values()), bounds)
 
@@ -236,6 +236,3 @@ def _reason(birth: Birth, name: str) -> str:
         return f"{within}the result may be NaN"
     most = format_of(out.dtype).most
     return f"{within}the result may exceed {most:.4g}, the largest {out.dtype}"
-
-
-_ = math

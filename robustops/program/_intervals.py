@@ -1,4 +1,4 @@
-"""Between which numbers an array lies, and how far two arrays can be apart: what `certify` computes.
+"""Between which numbers an array lies, and how far two arrays can be apart: for `certify`.
 
 A `Value` stands for every array that a variable of a program can be. Its bounds are float64 and
 have, along each axis, either the axis' length or 1 (the same bounds all along). An infinite bound
@@ -11,7 +11,7 @@ positive, and 0 somewhere. So a Value also knows between what numbers its differ
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,10 @@ class Bounds(NamedTuple):
     lo: Any
     hi: Any
     nan: Any = False
+
+
+Rule = Callable[..., Bounds]
+"""`rule(eqn, *operands)`: bounds of the result, before rounding."""
 
 
 Key = tuple["Value", tuple[int | None, ...]]
@@ -148,10 +152,10 @@ def value(bounds: Bounds, shape: Sequence[int], dtype: Any, **facts: Any) -> Val
     ones = (1,) * (len(shape) - lo.ndim) + lo.shape
     lo, hi, nan = (a.reshape(ones) for a in (lo, hi, nan))
     if lo.size > _LARGEST:
-        lo, hi, nan = (
-            np.full((1,) * len(shape), v) for v in (lo.min(), hi.max(), bool(nan.any()))
-        )
-    return Value(lo.astype(np.float64), hi.astype(np.float64), nan.astype(bool), shape, dtype, **facts)
+        lo, hi, nan = (np.full((1,) * len(shape), v) for v in (lo.min(), hi.max(), bool(nan.any())))
+    return Value(
+        lo.astype(np.float64), hi.astype(np.float64), nan.astype(bool), shape, dtype, **facts
+    )
 
 
 def constant(array: Any, dtype: Any) -> Value:
@@ -213,7 +217,9 @@ def rounded(
         if basic:
             lo_out = np.where(lo >= -f.most, np.maximum(lo_out, -f.most), lo_out)
             hi_out = np.where(hi <= f.most, np.minimum(hi_out, f.most), hi_out)
-        return _snapped(np.where(np.isinf(lo), lo, lo_out), np.where(np.isinf(hi), hi, hi_out), f, nan)
+        return _snapped(
+            np.where(np.isinf(lo), lo, lo_out), np.where(np.isinf(hi), hi, hi_out), f, nan
+        )
     # Integers wrap around.
     fits = (lo >= f.least) & (hi <= f.most)
     wide = 2.0**53
@@ -275,7 +281,9 @@ def widened(old: Value, new: Value) -> Value:
     hi = np.where(up, steps[np.minimum(np.searchsorted(steps, hi, "left"), len(steps) - 1)], hi)
     if f.kind != "float":
         lo, hi = np.maximum(lo, f.least), np.minimum(hi, f.most)
-    return value(Bounds(lo, hi, both.nan), old.shape, old.dtype, births=both.births, noise=both.noise)
+    return value(
+        Bounds(lo, hi, both.nan), old.shape, old.dtype, births=both.births, noise=both.noise
+    )
 
 
 def related(a: Value, b: Value) -> tuple[float, float]:
@@ -315,3 +323,27 @@ def moved(v: Value, axes: Sequence[int | None]) -> dict[str, Any]:
     if v.reaches is not None and not v.reaches[0] & lost:
         reaches = frozenset(int(axes[k]) for k in v.reaches[0]), v.reaches[1]  # pyright: ignore[reportArgumentType]
     return {"relations": nearest(relations), "peak": peak, "reaches": reaches, "noise": v.noise}
+
+
+def has_zero(b: Any) -> Any:
+    """Where the bounds contain 0."""
+    return (b.lo <= 0) & (b.hi >= 0)
+
+
+def has_inf(b: Any) -> Any:
+    """Where the bounds contain an infinity."""
+    return np.isinf(b.lo) | np.isinf(b.hi)
+
+
+def any_nan(*operands: Any) -> Any:
+    """Where any of the operands may be NaN."""
+    found: Any = np.False_
+    for v in operands:
+        found = found | v.nan
+    return found
+
+
+def magnitude(b: Any) -> tuple[Any, Any]:
+    """Bounds of |x|."""
+    size = np.abs(b.lo), np.abs(b.hi)
+    return np.where(has_zero(b), 0.0, np.minimum(*size)), np.maximum(*size)

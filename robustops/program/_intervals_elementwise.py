@@ -11,7 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ._intervals import Bounds, Value, format_of, inf, related
+from ._intervals import (
+    Bounds,
+    Rule,
+    Value,
+    any_nan,
+    format_of,
+    has_inf,
+    has_zero,
+    inf,
+    magnitude,
+    related,
+)
+from ._intervals_conditions import RULES as CONDITIONS
 
 # Their result is one of their operands, or an integer: no rounding.
 EXACT = frozenset(
@@ -34,25 +46,6 @@ IDENTITIES = frozenset(
     copy device_put name optimization_barrier pcast pvary sharding_constraint stop_gradient
     """.split()
 )
-Rule = Callable[..., Bounds]
-
-
-def has_zero(b: Any) -> Any:
-    """Where the bounds contain 0."""
-    return (b.lo <= 0) & (b.hi >= 0)
-
-
-def has_inf(b: Any) -> Any:
-    """Where the bounds contain an infinity."""
-    return np.isinf(b.lo) | np.isinf(b.hi)
-
-
-def any_nan(*operands: Any) -> Any:
-    """Where any of the operands may be NaN."""
-    found: Any = np.False_
-    for v in operands:
-        found = found | v.nan
-    return found
 
 
 def increasing(f: Callable, low: float = -inf, high: float = inf) -> Rule:
@@ -88,13 +81,9 @@ _erfc = _vector(math.erfc)
 
 
 def _logistic(x):
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))))
-
-
-def magnitude(b: Any) -> tuple[Any, Any]:
-    """Bounds of |x|."""
-    size = np.abs(b.lo), np.abs(b.hi)
-    return np.where(has_zero(b), 0.0, np.minimum(*size)), np.maximum(*size)
+    return np.where(
+        x >= 0, 1 / (1 + np.exp(-np.abs(x))), np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x)))
+    )
 
 
 def _abs(eqn, x):
@@ -124,7 +113,8 @@ def _sub(eqn, a, b):
     if format_of(a.dtype).kind != "float" or not (a.finite and b.finite):
         return plain
     low, high = related(a, b)
-    noise = 0.0 if a is b else a.noise + b.noise
+    # A product that is fused with one of the two differs from what the other one is rounded to.
+    noise = a.noise + b.noise
     return Bounds(np.maximum(plain.lo, low - noise), np.minimum(plain.hi, high + noise), plain.nan)
 
 
@@ -170,7 +160,10 @@ def _cbrt(eqn, x):
     tiny = format_of(x.dtype).tiny
     small, most = (x.lo < tiny) & (x.hi > -tiny), np.cbrt(tiny)
     low, high = np.cbrt(x.lo), np.cbrt(x.hi)
-    low, high = np.where(small, np.minimum(low, -most), low), np.where(small, np.maximum(high, most), high)
+    low, high = (
+        np.where(small, np.minimum(low, -most), low),
+        np.where(small, np.maximum(high, most), high),
+    )
     return Bounds(low, high, x.nan)
 
 
@@ -248,7 +241,10 @@ def _pow(eqn, x, y):
     # Between the corners the exponent 0 and the base 1 give 1.
     inside = (has_zero(y) & ~(y.lo == y.hi)) | ((size[0] <= 1) & (size[1] >= 1) & ~(y.lo == y.hi))
     low, high = reduce(np.minimum, corners), reduce(np.maximum, corners)
-    low, high = np.where(inside, np.minimum(low, 1), low), np.where(inside, np.maximum(high, 1), high)
+    low, high = (
+        np.where(inside, np.minimum(low, 1), low),
+        np.where(inside, np.maximum(high, 1), high),
+    )
     low = np.where(negative, -high, low)
     nan = any_nan(x, y) | (negative & ~whole)
     return Bounds(low, high, nan | (np.isnan(low) | np.isnan(high)))
@@ -294,90 +290,6 @@ def div(eqn, a, b):
     return (_div if format_of(a.dtype).kind == "float" else _integer_div)(eqn, a, b)
 
 
-def _compare(never: Callable, always: Callable, with_nan: bool) -> Rule:
-    """Of a comparison: where it is never true, where always; NaN decides it as `with_nan`."""
-
-    def rule(eqn, a, b):
-        nan = any_nan(a, b)
-        no, yes = never(a, b), always(a, b)
-        low = np.where(yes & (~nan | with_nan), 1.0, 0.0)
-        return Bounds(low, np.where(no & ~(nan & with_nan), 0.0, 1.0))
-
-    return rule
-
-
-_disjoint = lambda a, b: (a.hi < b.lo) | (b.hi < a.lo)
-
-
-def _same(a, b):
-    if a is b:
-        return np.broadcast_to(np.True_, np.shape(a.lo))
-    return (a.lo == a.hi) & (b.lo == b.hi) & (a.lo == b.lo)
-
-
-def _is_finite(eqn, x):
-    bad = has_inf(x) | x.nan
-    return Bounds(np.where(bad, 0.0, 1.0), 1.0)
-
-
-def _logic(f: Callable, bits: Callable) -> Rule:
-    def rule(eqn, a, b):
-        if format_of(a.dtype).kind == "bool":
-            return Bounds(f(a.lo, b.lo), f(a.hi, b.hi))
-        return bits(a, b)
-
-    return rule
-
-
-def _and_bits(a, b):
-    # Of two numbers one of which is not negative.
-    f = format_of(a.dtype)
-    known = (a.lo >= 0) | (b.lo >= 0)
-    most = np.minimum(np.where(a.lo >= 0, a.hi, inf), np.where(b.lo >= 0, b.hi, inf))
-    return Bounds(np.where(known, 0, f.least), np.where(known, most, f.most))
-
-
-def _or_bits(a, b):
-    f = format_of(a.dtype)
-    known = (a.lo >= 0) & (b.lo >= 0)
-    low, high = np.maximum(a.lo, b.lo), a.hi + b.hi
-    return Bounds(np.where(known, low, f.least), np.where(known, high, f.most))
-
-
-def _xor(eqn, a, b):
-    if format_of(a.dtype).kind == "bool":
-        return Bounds(0.0, 1.0)
-    known = (a.lo >= 0) & (b.lo >= 0)
-    f = format_of(a.dtype)
-    return Bounds(np.where(known, 0, f.least), np.where(known, a.hi + b.hi, f.most))
-
-
-def _not(eqn, x):
-    if format_of(x.dtype).kind == "bool":
-        return Bounds(1 - x.hi, 1 - x.lo)
-    f = format_of(x.dtype)
-    return Bounds(f.least, f.most)
-
-
-def _shift_right(eqn, x, by):
-    f = format_of(x.dtype)
-    known = (x.lo >= 0) & (by.lo >= 0)
-    low, high = np.floor(x.lo / 2.0**by.hi), np.floor(x.hi / 2.0**by.lo)
-    return Bounds(np.where(known, low, f.least), np.where(known, high, f.most))
-
-
-def _convert(eqn, x):
-    new, old = format_of(eqn.params["new_dtype"]), format_of(x.dtype)
-    if new.kind == "bool":
-        zero = has_zero(x) | x.nan
-        return Bounds(np.where(zero, 0.0, 1.0), np.where((x.lo == 0) & (x.hi == 0) & ~x.nan, 0.0, 1.0))
-    if old.kind == "float" and new.kind == "int":
-        # NaN and what is too large become some integer.
-        fits = (x.lo >= new.least) & (x.hi <= new.most) & ~x.nan
-        return Bounds(np.where(fits, np.trunc(x.lo), new.least), np.where(fits, np.trunc(x.hi), new.most))
-    return x.bounds
-
-
 def _reduce_precision(eqn, x):
     bits = eqn.params["mantissa_bits"]
     most = 2.0 ** (2 ** (eqn.params["exponent_bits"] - 1)) * (1 - 2.0 ** -(bits + 2))
@@ -393,6 +305,7 @@ def _nextafter(eqn, x, y):
 
 
 RULES: dict[str, Rule] = {
+    **CONDITIONS,
     "abs": _abs,
     "absorbing_div": _absorbing_div,
     "absorbing_mul": _absorbing_mul,
@@ -400,7 +313,6 @@ RULES: dict[str, Rule] = {
     "acosh": on(np.arccosh, 1),
     "add": add,
     "add_any": add,
-    "and": _logic(np.minimum, _and_bits),
     "asin": on(np.arcsin, -1, 1),
     "asinh": increasing(np.arcsinh),
     "atan": increasing(np.arctan),
@@ -409,12 +321,10 @@ RULES: dict[str, Rule] = {
     "cbrt": _cbrt,
     "ceil": increasing(np.ceil),
     "clamp": _clamp,
-    "convert_element_type": _convert,
     "cos": within(-1, 1),
     "cosh": _cosh,
     "digamma": _digamma,
     "div": div,
-    "eq": _compare(_disjoint, _same, False),
     "erf": increasing(_erf, -1, 1),
     "erf_inv": on(_vector(lambda v: _erf_inv(v)), -1, 1),
     "erfc": decreasing(increasing(lambda x: _erfc(-x), 0, 2)),
@@ -422,26 +332,18 @@ RULES: dict[str, Rule] = {
     "exp2": increasing(np.exp2, 0),
     "expm1": increasing(np.expm1, -1),
     "floor": increasing(np.floor),
-    "ge": _compare(lambda a, b: a.hi < b.lo, lambda a, b: a.lo >= b.hi, False),
-    "gt": _compare(lambda a, b: a.hi <= b.lo, lambda a, b: a.lo > b.hi, False),
     "integer_pow": _integer_pow,
-    "is_finite": _is_finite,
-    "le": _compare(lambda a, b: a.lo > b.hi, lambda a, b: a.hi <= b.lo, False),
     "lgamma": _lgamma,
     "log": on(np.log, 0),
     "log1p": on(np.log1p, -1),
     "log2": on(np.log2, 0),
     "logistic": increasing(_logistic, 0, 1),
-    "lt": _compare(lambda a, b: a.lo >= b.hi, lambda a, b: a.hi < b.lo, False),
     "max": _max,
     "min": _min,
     "mul": mul,
-    "ne": _compare(_same, _disjoint, True),
     "neg": lambda eqn, x: Bounds(-x.hi, -x.lo, x.nan),
     "nextafter": _nextafter,
-    "not": _not,
     "one_minus_square": _one_minus_square,
-    "or": _logic(np.maximum, _or_bits),
     "polynomial": _polynomial,
     "population_count": within(0, 64),
     "pow": _pow,
@@ -449,7 +351,6 @@ RULES: dict[str, Rule] = {
     "rem": _rem,
     "round": increasing(np.round),
     "rsqrt": _rsqrt,
-    "shift_right_logical": _shift_right,
     "sign": increasing(np.sign, -1, 1),
     "sin": within(-1, 1),
     "sinh": increasing(np.sinh),
@@ -458,14 +359,13 @@ RULES: dict[str, Rule] = {
     "sub": _sub,
     "tan": _tan,
     "tanh": increasing(np.tanh, -1, 1),
-    "xor": _xor,
     "zmul": _zmul,
 }
 # Functions of jax with a derivative of their own that have a closed form, by name.
 NAMED: dict[str, Rule] = {
     "exp_neg_sq": lambda eqn, x: Bounds(*(np.exp(-v * v) for v in magnitude(x)[::-1]), x.nan),
 }
-RULES |= {name: lambda eqn, x: x.bounds for name in IDENTITIES}
+RULES.update((name, lambda eqn, x: x.bounds) for name in IDENTITIES)
 # Errors in ulps where a compiled function is known, or allowed, to be less exact than `ULPS`.
 LOOSE = {
     "acosh": 64, "asinh": 64, "atanh": 64, "cosh": 128, "digamma": 256, "erf_inv": 64, "exp2": 128,
@@ -473,8 +373,9 @@ LOOSE = {
 }  # fmt: skip
 # Numbers that rounding does not leave.
 RANGES = {
-    "acos": (0, 4), "cos": (-1, 1), "cosh": (1, inf), "erf": (-1, 1), "erfc": (0, 2), "exp": (0, inf),
-    "exp2": (0, inf), "expm1": (-1, inf), "logistic": (0, 1), "sin": (-1, 1), "tanh": (-1, 1),
+    "acos": (0, 4), "cos": (-1, 1), "cosh": (1, inf), "erf": (-1, 1), "erfc": (0, 2),
+    "exp": (0, inf), "exp2": (0, inf), "expm1": (-1, inf), "logistic": (0, 1), "sin": (-1, 1),
+    "tanh": (-1, 1),
 }  # fmt: skip
 
 

@@ -18,9 +18,20 @@ from ._intervals import (
     rounded,
     value,
 )
-from ._intervals_elementwise import BASIC, EXACT, IDENTITIES, LOOSE, MONOTONE, RANGES, RULES, div, mul
+from ._intervals_elementwise import (
+    BASIC,
+    EXACT,
+    IDENTITIES,
+    LOOSE,
+    MONOTONE,
+    RANGES,
+    RULES,
+    div,
+    mul,
+)
 
 _NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+_WHOLE = frozenset("ceil floor iota round sign".split())
 _PICKS = frozenset("abs clamp cummax cummin max min neg reduce_max reduce_min sort".split())
 # How far a comparison is pushed back through the elementwise operations before its use.
 _DEPTH = 8
@@ -105,7 +116,9 @@ def noise(name: str, ins: Sequence[Value], out: Value) -> float:
         return max(v.noise for v in ins)
     if name == "convert_element_type" and _is_wider(ins[0].dtype, out.dtype):
         return ins[0].noise
-    if name == "iota" or (name == "convert_element_type" and format_of(ins[0].dtype).kind != "float"):
+    if name in _WHOLE or (
+        name == "convert_element_type" and format_of(ins[0].dtype).kind != "float"
+    ):
         return 0.0
     if not out.finite:
         return inf
@@ -170,8 +183,8 @@ def _peak_axes(a: Value, b: Value) -> frozenset[int] | None:
     for (other, their), bounds in a.differences.items():
         if other is base and bounds == (0.0, 0.0):
             shared = all(p is None or p == q for p, q in zip(dims, their, strict=True))
-            axes = [q for p, q in zip(dims, their, strict=True) if p is None]
-            if shared and None not in axes:
+            axes = [q for p, q in zip(dims, their, strict=True) if p is None and q is not None]
+            if shared and len(axes) == sum(p is None for p in dims):
                 return frozenset(axes)
     return None
 

@@ -12,18 +12,42 @@ import numpy as np
 from .. import _jax
 from ._intervals import Bounds, Value, format_of, inf, rounded, value
 
-# name -> bounds of the result from lowest, highest number and count of the operands' elements.
-RANGES: dict[str, Callable[[float, float, int], tuple[float, float]]] = {
-    "log_softmax": lambda low, high, n: (low - high - math.log(n), 0.0),
-    "logaddexp": lambda low, high, n: (low, high + math.log(2)),
-    "logcumsumexp": lambda low, high, n: (low, high + math.log(n)),
-    "logmeanexp": lambda low, high, n: (low, high),
-    "logsumexp": lambda low, high, n: (low, high + math.log(n)),
-    "safe_hypot": lambda low, high, n: (0.0, math.hypot(max(-low, high), max(-low, high))),
-    "sigmoid": lambda low, high, n: (0.0, 1.0),
-    "softmax": lambda low, high, n: (0.0, 1.0),
-    "unit": lambda low, high, n: (-1.0, 1.0),
+# name -> bounds of the result from what the floating operands may be.
+RANGES: dict[str, Callable[..., tuple[float, float]]] = {
+    "class_cross_entropy": lambda x: (0.0, _log_ratio(x)),
+    "log_softmax": lambda x: (-_log_ratio(x), 0.0),
+    "logaddexp": lambda x, y: (max(x.low, y.low), max(x.high, y.high) + math.log(2)),
+    "logcumsumexp": lambda x: (x.low, x.high + _log_count(x)),
+    "logmeanexp": lambda x: (x.low, x.high),
+    "logsumexp": lambda x: (x.low, x.high + _log_count(x)),
+    "mean_square": lambda x: (0.0, _most(x) ** 2),
+    "safe_hypot": lambda x, y: (0.0, math.hypot(_most(x), _most(y))),
+    "sigmoid": lambda x: (0.0, 1.0),
+    "soft_cross_entropy": lambda *floats: _weighted(*floats[-2:]),  # tables of numbers come first
+    "softmax": lambda x: (0.0, 1.0),
+    "unit": lambda x: (-1.0, 1.0),
+    "welsch": lambda x: (0.0, 1.0),
 }
+
+
+def _most(x: Value) -> float:
+    return max(abs(x.low), abs(x.high))
+
+
+def _log_count(x: Value) -> float:
+    return math.log(max(math.prod(x.shape), 1))
+
+
+def _log_ratio(x: Value) -> float:
+    """Largest -log softmax(x): at most all elements are in one row."""
+    return x.high - x.low + _log_count(x)
+
+
+def _weighted(x: Value, labels: Value) -> tuple[float, float]:
+    most = math.prod(x.shape) * _most(labels) * _log_ratio(x)
+    return (0.0 if labels.low >= 0 else -most), most
+
+
 # Allowed beyond these bounds, in ulps: more than the ops claim.
 _ULPS = 64
 
@@ -33,14 +57,10 @@ def by_contract(eqn: _jax.JaxprEqn, ins: Sequence[Value], outs: list[Value]) -> 
     if not _jax.is_total(eqn) or not all(v.finite for v in ins):
         return outs
     floats = [v for v in ins if format_of(v.dtype).kind == "float"]
-    low = min((v.low for v in floats), default=0.0)
-    high = max((v.high for v in floats), default=0.0)
-    count = max([math.prod(v.shape) for v in floats] or [1]) or 1
-    name = _jax.function_name(eqn)
     # With a mask, a row may have no element at all.
     masked = any(format_of(v.dtype).kind == "bool" for v in ins)
-    known = None if masked else RANGES.get(name)
-    return [_narrowed(out, known and known(low, high, count)) for out in outs]
+    known = None if masked else RANGES.get(_jax.function_name(eqn))
+    return [_narrowed(out, known and known(*floats)) for out in outs]
 
 
 def _narrowed(out: Value, known: tuple[float, float] | None) -> Value:

@@ -9,6 +9,7 @@ import numpy as np
 from .. import _jax
 from . import _intervals_arrays as arrays
 from . import _intervals_elementwise as simple
+from . import _intervals_sums as sums
 from ._diagnose_sites import RULES as CUSTOM
 from ._diagnose_sites import Place, Site, number_of
 from ._intervals import (
@@ -68,15 +69,19 @@ class Analysis:
         self._known: dict[tuple[int, ...], int] = {}
         self._subs: dict[int, tuple[Any, Any]] = {}
 
-    def run(self, closed: Any, args: Sequence[Value], places: tuple[Place, ...] = ()) -> list[Value]:
+    def run(
+        self, closed: Any, args: Sequence[Value], places: tuple[Place, ...] = ()
+    ) -> list[Value]:
         """Return what the outputs may be for these inputs."""
         env: dict[Any, Value] = {}
         for v, c in zip(closed.jaxpr.constvars, closed.consts, strict=True):
-            env[v] = constant(c, v.aval.dtype) if hasattr(v.aval, "dtype") else c
+            env[v] = constant(c, getattr(v.aval, "dtype", np.dtype(np.int32)))
         env.update(zip(closed.jaxpr.invars, args, strict=True))
 
         def read(v):
-            return constant(v.val, v.aval.dtype) if isinstance(v, _jax.Literal) else env[v]
+            if isinstance(v, _jax.Literal):
+                return constant(v.val, getattr(v.aval, "dtype", None))
+            return env[v]
 
         with np.errstate(all="ignore"):
             for eqn in closed.jaxpr.eqns:
@@ -104,9 +109,7 @@ class Analysis:
             return self._scan(eqn, ins, inside)
         if name == "while":
             return self._while(eqn, ins, inside)
-        return [
-            self._judged(eqn, ins, out, places) for out in self._plain(eqn, ins, places)
-        ]
+        return [self._judged(eqn, ins, out, places) for out in self._plain(eqn, ins, places)]
 
     def _plain(self, eqn, ins, places) -> list[Value]:
         """The results of an equation that holds no jaxpr."""
@@ -131,11 +134,12 @@ class Analysis:
             facts = {"noise": ins[0].noise} if axes is None else moved(ins[0], axes)
             facts["absent"] = ins[0].absent
             return [value(bounds, avals[0].shape, avals[0].dtype, **facts)]
-        if name in arrays.RULES and (found := arrays.RULES[name](eqn, *ins)) is not None:
+        rule = arrays.RULES.get(name) or sums.RULES.get(name)
+        if rule is not None and (found := rule(eqn, *ins)) is not None:
             outs = []
             for b, aval in zip(found, avals, strict=True):
                 f = format_of(aval.dtype)
-                if f.kind != "float" or name in arrays.ROUNDING:
+                if f.kind != "float" or name in sums.ROUNDING:
                     b = rounded(b, f, ULPS + 256)
                 else:
                     b = rounded(b, f, 0)
@@ -244,7 +248,7 @@ class Analysis:
             if test.low < 1:
                 left = state if left is None else list(map(join, left, state))
             if test.high < 1:
-                return left
+                return left or state
             new = self.run(body, [*consts, *state], inside)
             if all(map(contains, state, new)):
                 # Every later state is within this one.
