@@ -55,6 +55,8 @@ from .ops import xlog1py as xlog1py
 from .ops import xlogy as xlogy
 
 if TYPE_CHECKING:
+    from .program import Range as Range
+    from .program import certify as certify
     from .program import check_finite as check_finite
     from .program import diagnose as diagnose
     from .program import robustify as robustify

@@ -233,6 +233,25 @@ def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
+def is_total(eqn: JaxprEqn) -> bool:
+    """Tell whether `eqn` calls a function whose derivative rule robustops' own `total` built."""
+    rule = eqn.params.get("jvp_jaxpr_fun")
+    return rule is not None and f"{_OWN}_spec.py:" in rule.debug_info.func_src_info
+
+
+def function_name(eqn: JaxprEqn) -> str:
+    """Return the name of the function that a custom_jvp_call or custom_vjp_call calls."""
+    ((inner,),) = subjaxprs(eqn).values()
+    return inner.jaxpr.debug_info.func_name
+
+
+def library_name(eqn: JaxprEqn) -> str | None:
+    """Return the name of jax's own function that a custom_jvp_call calls; None for others."""
+    info = closed(eqn.params["call_jaxpr"]).jaxpr.debug_info
+    own = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+    return info.func_name if own in info.func_src_info else None
+
+
 def frame(eqn: JaxprEqn) -> Frame | None:
     """Return the user's place that made `eqn`: the innermost one outside installed packages.
 

@@ -8,7 +8,7 @@ import sys
 from importlib import import_module
 from typing import Any
 
-PROGRAM = ("check_finite", "diagnose", "robustify")
+PROGRAM = ("Range", "certify", "check_finite", "diagnose", "robustify")
 
 
 def __getattr__(name: str) -> Any:

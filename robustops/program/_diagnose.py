@@ -130,7 +130,7 @@ def _with_gradient(value: Any, wanted: list[int]) -> Any:
     try:
         return _jax.retrace(both, value)
     except Exception as error:
-        error.add_note("diagnose: to look at the value alone, pass grad=False")
+        error.add_note("robustops: to look at the value alone, pass grad=False")
         raise
 
 
