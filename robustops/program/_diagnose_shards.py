@@ -53,7 +53,9 @@ def _on_one_device(eqn, values):
         for axis in reversed(axes):
             in_axes = tuple(0 if axis in names else None for names in present)
             fn = jax.vmap(fn, in_axes, axis_name=axis, axis_size=sizes[axis])
-        parts = [_split(v, s, n, sizes) for v, s, n in zip(values, p["in_specs"], present, strict=True)]
+        parts = [
+            _split(v, s, n, sizes) for v, s, n in zip(values, p["in_specs"], present, strict=True)
+        ]
         outs = fn(*parts)
         return [_joined(v, spec, axes) for v, spec in zip(outs, p["out_specs"], strict=True)]
 
@@ -123,9 +125,7 @@ def _inside(eqn, *values):
         return [lax.psum(v, p["axes"]) for v in values]
     if name == "all_gather_invariant":
         return [
-            lax.all_gather(
-                v, p["axis_name"], axis=p["all_gather_dimension"], tiled=p["tiled"]
-            )
+            lax.all_gather(v, p["axis_name"], axis=p["all_gather_dimension"], tiled=p["tiled"])
             for v in values
         ]
     subs = _jax.subjaxprs(eqn)
@@ -144,7 +144,23 @@ def _inside(eqn, *values):
         fn = lambda *args: _run(subs["jaxpr"][0], args)
         wrapped = jax.checkpoint(fn) if "remat" in name or name == "checkpoint" else jax.jit(fn)
         return list(wrapped(*values))
+    if subs:
+        new = {param: list(map(_plain, jaxprs)) for param, jaxprs in subs.items()}
+        eqn = _jax.with_subjaxprs(eqn, new)
+    if name == "custom_jvp_call":
+        eqn = _jax.with_jvp_rule(eqn, lambda rule, _: _plain(rule))
+    if name == "custom_vjp_call":
+        eqn = _jax.with_vjp_rules(eqn, _plain, lambda rule, _: _plain(rule))
     return _jax.bind(eqn, *values)
+
+
+def _plain(closed) -> Any:
+    """Return the jaxpr of a part of a body, without types that tell where a value varies."""
+    avals = [
+        jax.core.ShapedArray(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
+        for v in closed.jaxpr.invars
+    ]
+    return _jax.trace_flat(lambda *args: _run(closed, args), avals)
 
 
 def _scan(eqn, values):

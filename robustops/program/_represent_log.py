@@ -293,7 +293,9 @@ def _log_of_scatter_add(rep, n):
         return None
     p, where = n.eqn.params, indices.value
     add = lambda x: n.eqn.primitive.bind(jnp.zeros(n.aval.shape, r.value.dtype), where, x, **p)
-    options = {k: p[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")}
+    options = {
+        k: p[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    }
     lowest = jnp.full(n.aval.shape, -jnp.inf, r.value.dtype)
     largest = lax.stop_gradient(lax.scatter_max(lowest, where, r.value, **options))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)

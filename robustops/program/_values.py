@@ -258,7 +258,7 @@ def _invariant(closed, bounds, start, stop):
     avals = [v.aval for v in closed.jaxpr.invars[start:stop]]
     any_finite = [clipped(UNKNOWN, v.dtype) if _floats(v) else of_dtype(v.dtype) for v in avals]
     held = list(bounds[start:stop])
-    for turn in range(4):
+    for turn in range(6):
         after = _bounds(closed, [*bounds[:start], *held, *bounds[stop:]])[: stop - start]
         if all(map(within, after, held)):
             return [*bounds[:start], *held, *bounds[stop:]]
