@@ -190,7 +190,7 @@ def with_subjaxprs(eqn: JaxprEqn, new: Mapping[str, Sequence[Any]]) -> JaxprEqn:
         old = params[name]
         if isinstance(old, tuple | list):
             parts = (_like(o, j) for o, j in zip(old, jaxprs, strict=True))
-            params[name] = old._make(parts) if hasattr(old, "_make") else type(old)(parts)
+            params[name] = getattr(old, "_make", type(old))(parts)  # of a named tuple, too
         else:
             params[name] = _like(old, jaxprs[0])
     return eqn.replace(params=params)

@@ -10,7 +10,7 @@ from jax import lax
 from tests.planted_programs import faulty, slow, sound
 
 
-def f32(values):
+def f32(values) -> jax.Array:
     return jnp.asarray(values, jnp.float32)
 
 

@@ -56,7 +56,7 @@ def test_planted_fault_is_named(name):
         assert [origin.line] == program.lines, report
         assert origin.file == inspect.getfile(program.loss)
         assert "# BUG" in origin.source
-        assert f"{Path(origin.file).name}:{origin.line}" in text
+        assert f"{Path(str(origin.file)).name}:{origin.line}" in text
         assert origin.operands
         assert [step.line for step in report.path if step.role == "origin"] == program.lines
     json.dumps(report.to_dict())

@@ -124,8 +124,9 @@ def causes(
         if place is None or place.iteration is not None:
             break
         invars = place.eqn.invars
-        at = replay.entered(place.eqn, [read(around[depth - 1].values, v) for v in invars])[1]
-        masks = spread([needs.get(v) for v in closed.jaxpr.invars], at, len(invars))
+        entered = replay.entered(place.eqn, [read(around[depth - 1].values, v) for v in invars])
+        assert entered is not None
+        masks = spread([needs.get(v) for v in closed.jaxpr.invars], entered[1], len(invars))
     return found
 
 

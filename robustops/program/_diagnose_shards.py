@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import ShapedArray
 
 from .. import _jax
 from ._replay import CALLS
@@ -157,7 +158,7 @@ def _inside(eqn, *values):
 def _plain(closed) -> Any:
     """Return the jaxpr of a part of a body, without types that tell where a value varies."""
     avals = [
-        jax.core.ShapedArray(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
+        ShapedArray(v.aval.shape, v.aval.dtype, weak_type=v.aval.weak_type)
         for v in closed.jaxpr.invars
     ]
     return _jax.trace_flat(lambda *args: _run(closed, args), avals)

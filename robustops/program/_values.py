@@ -322,8 +322,10 @@ def _scan(eqn, inputs, values):
 
         def step(rep, n):
             known = rep.log(n)
-            better.append(known is not None and known.negative is None)
-            return known.value if better[-1] else plain_log(0.0, 1.0, n).value
+            if known is None or known.negative is not None:
+                return plain_log(0.0, 1.0, n).value
+            better.append(n)
+            return known.value
 
         def body(state, xs):
             outs = turn(state[0], xs, state[1])
@@ -335,7 +337,7 @@ def _scan(eqn, inputs, values):
         start = inputs[consts : consts + carry]
         kept = [rep.any_log(n).value if h else None for h, n in zip(has_log, start, strict=True)]
         kept = scan(body, init=(values[consts : consts + carry], kept))[0][1]
-        return kept if any(better) else [None] * carry
+        return kept if better else [None] * carry
 
     return [
         Node(v, bounds=held[i], carried=functools.partial(lambda i: logs()[i], i))
