@@ -125,10 +125,13 @@ def trace_flat(fn: Callable, avals: Sequence[Any]) -> Any:
     return ClosedJaxpr(jaxpr, consts)
 
 
-def evaluate(closed: Any, args: Sequence[Any], rule: Callable | None = None) -> list[Any]:
+def evaluate(
+    closed: Any, args: Sequence[Any], rule: Callable | None = None, mesh: bool = True
+) -> list[Any]:
     """Run `closed` on `args`, each equation by `rule(eqn, *values) -> list` (default `bind`).
 
-    Source lines, name stacks and contexts (mesh, compute type) are those of the equations.
+    Source lines, name stacks and, unless `mesh` is False, contexts (mesh, compute type) are those
+    of the equations.
     """
     if rule is None:
         return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
@@ -136,7 +139,7 @@ def evaluate(closed: Any, args: Sequence[Any], rule: Callable | None = None) -> 
     env |= dict(zip(closed.jaxpr.invars, args, strict=True))
     read = lambda v: v.val if isinstance(v, Literal) else env[v]
     for eqn in closed.jaxpr.eqns:
-        with context(eqn):
+        with context(eqn, mesh):
             outs = rule(eqn, *map(read, eqn.invars))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in closed.jaxpr.outvars]
@@ -155,10 +158,11 @@ def inline(closed: Any, args: Sequence[Any]) -> list[Any]:
 class context:
     """Within it, what is traced has the source line, name stack and mesh of `eqn`."""
 
-    def __init__(self, eqn: JaxprEqn):
+    def __init__(self, eqn: JaxprEqn, mesh: bool = True):
         stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
         traceback = eqn.source_info.traceback
-        self._managers = source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager
+        own = (eqn.ctx.manager,) if mesh else ()
+        self._managers = source_info_util.user_context(traceback, name_stack=stack), *own
 
     def __enter__(self):
         for manager in self._managers:
@@ -195,7 +199,8 @@ def with_subjaxprs(eqn: JaxprEqn, new: Mapping[str, Sequence[Any]]) -> JaxprEqn:
     for name, jaxprs in new.items():
         old = params[name]
         if isinstance(old, tuple | list):
-            params[name] = type(old)(_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+            parts = (_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+            params[name] = getattr(old, "_make", type(old))(parts)  # of a named tuple, too
         else:
             params[name] = _like(old, jaxprs[0])
     return eqn.replace(params=params)
