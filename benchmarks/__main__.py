@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
-SUITES = ("survival", "accuracy", "speed", "optimizers")
+SUITES = ("survival", "accuracy", "speed", "optimizers", "accelerators")
 """Subpackages with a `main(argv)`; imported when they run, since each needs other packages."""
 
 

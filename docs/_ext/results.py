@@ -1,4 +1,4 @@
-"""Directives that print kept benchmark results: `accuracy-table` and `exhaustive-table`."""
+"""Directives that print kept benchmark results: accuracy, exhaustive and accelerators tables."""
 
 import json
 from pathlib import Path
@@ -77,6 +77,32 @@ def _at(x: float | None) -> str:
     return "" if x is None else f"{x:.9g}"
 
 
+def accelerators() -> str:
+    """Bytes over the usual form's on each target."""
+    table: dict[str, dict[str, list[str]]] = {}
+    targets: list[str] = []
+    for row in kept("accelerators"):
+        if row["library"] != OURS or row["bytes_ratio"] is None:
+            continue
+        if row["target"] not in targets:
+            targets.append(row["target"])
+        cells = table.setdefault(row["case"], {}).setdefault(row["target"], [])
+        cells.append(f"{row['bytes_ratio']:.2f}")
+    body = (
+        (linked(case), *(" / ".join(line.get(target, [])) for target in targets))
+        for case, line in sorted(table.items())
+    )
+    return rows(("", *targets), body)
+
+
+class AcceleratorsTable(SphinxDirective):
+    """Bytes on accelerators."""
+
+    def run(self):
+        """The table as nodes."""
+        return self.parse_text_to_nodes(accelerators())
+
+
 class AccuracyTable(SphinxDirective):
     """Errors of ours and the peers."""
 
@@ -95,6 +121,7 @@ class ExhaustiveTable(SphinxDirective):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the directives."""
+    app.add_directive("accelerators-table", AcceleratorsTable)
     app.add_directive("accuracy-table", AccuracyTable)
     app.add_directive("exhaustive-table", ExhaustiveTable)
     return {"parallel_read_safe": True}
