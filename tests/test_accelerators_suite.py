@@ -1,19 +1,17 @@
 """The accelerators benchmark: what it reads off a program, what it kept, what it refuses."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks import accelerators
 from benchmarks.__main__ import main
+from benchmarks._rows import read_rows
 from benchmarks.accelerators import _cases, _hlo, _measure
 from benchmarks.accelerators._reasons import REASONS
 from benchmarks.accelerators._targets import TARGETS, Target
 
-KEPT = json.loads(
-    (Path(accelerators.__file__).parents[1] / "results/accelerators.json").read_text()
-)
+KEPT = read_rows(Path(accelerators.__file__).parents[1] / "results/accelerators.json")
 OURS = [row for row in KEPT if row["library"] == "robustops"]
 
 HLO = """

@@ -1,11 +1,15 @@
-"""What is compiled: each op and loss in two modes, and the guards around Adam."""
+"""What is compiled: each op and loss, the guards around Adam, the models' train steps."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
+from flax import nnx
 
+import robustops as ro
+from robustops import losses, models, optim
 from robustops.testing import Op
 
 from .._losses import LOSSES, cases
@@ -27,15 +31,42 @@ class Program(NamedTuple):
     donated: tuple[int, ...] = ()
 
 
+class Step(NamedTuple):
+    """A reference model, a batch for it, and its loss, ours and optax's."""
+
+    model: Callable[[nnx.Rngs], nnx.Module]
+    x: tuple[int, ...]
+    classes: bool
+    """Whether the targets are classes; else they are the inputs."""
+
+
+STEPS = {
+    "train step, Classifier": Step(
+        lambda rngs: models.Classifier(784, (2048, 2048), 10, rngs=rngs), (4096, 784), True
+    ),
+    "train step, Autoencoder": Step(
+        lambda rngs: models.Autoencoder(784, (2048,), 64, rngs=rngs), (4096, 784), False
+    ),
+    "train step, SequenceClassifier": Step(
+        lambda rngs: models.SequenceClassifier(64, 512, 10, cell="gru", rngs=rngs),
+        (512, 32, 64),
+        True,
+    ),
+}
+BARE_STEP = "optax"
+
+
 def names() -> list[str]:
-    """All cases: ops, losses and guards."""
-    return [*cases(), *GUARDS]
+    """All cases: ops, losses, guards and train steps."""
+    return [*cases(), *GUARDS, *STEPS]
 
 
 def programs(case: str) -> dict[tuple[str, str], Program]:
     """The programs of a case by (mode, library), the one that ours is compared with among them."""
     if case in GUARDS:
         return _guards(case)
+    if case in STEPS:
+        return _steps(STEPS[case])
     op = cases()[case]
     theirs = load(["optax"])[0][0].functions if case in LOSSES else {}
     other = ("optax", theirs[case]) if case in theirs else ("naive", op.naive)
@@ -76,4 +107,35 @@ def _guards(case: str) -> dict[tuple[str, str], Program]:
         ("update", BARE): bare,
         ("guarded_apply", OURS): program(case, one_call),
         ("guarded_apply", BARE): bare,
+    }
+
+
+def _steps(step: Step) -> dict[tuple[str, str], Program]:
+    """One step of Adam on a batch: bare with optax's loss, guarded with ours."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: step.model(nnx.Rngs(0))))
+    x = jax.ShapeDtypeStruct(step.x, jnp.float32)
+    y = jax.ShapeDtypeStruct(step.x[:1], jnp.int32) if step.classes else x
+
+    def program(
+        tx: Any, loss: Callable[[Any, Any], Any], apply: Callable[..., Any] = two_calls
+    ) -> Program:
+        update = apply(tx)
+
+        def one(params, state, x, y):
+            grads = jax.grad(lambda p: loss(nnx.merge(graph, p)(x), y))(params)
+            return update(grads, state, params)
+
+        return Program(one, (params, jax.eval_shape(tx.init, params), x, y), (0, 1))
+
+    cross_entropy = "softmax_cross_entropy_with_integer_labels"
+    name = cross_entropy if step.classes else "squared_error"
+    theirs = lambda out, y: jnp.mean(getattr(optax.losses, name)(out, y))
+    ours = lambda out, y: ro.safe_mean(getattr(losses, name)(out, y))
+    bare = program(optax.adam(1e-3), theirs)
+    guarded = optim.guard(optax.adam(1e-3))
+    return {
+        ("update", OURS): program(guarded, ours),
+        ("update", BARE_STEP): bare,
+        ("guarded_apply", OURS): program(guarded, ours, one_call),
+        ("guarded_apply", BARE_STEP): bare,
     }

@@ -3,9 +3,17 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from .._command import choose, console, progress, write_rows
+from .._command import (
+    choose,
+    conclude,
+    console,
+    journal,
+    output_options,
+    parsed,
+    progress,
+    size_options,
+)
 from ._measure import installed, run, verify
 from ._targets import TARGETS
 
@@ -18,12 +26,12 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks accelerators",
         description="Kernels and bytes of ours over the usual form's, compiled for TPU and GPU.",
     )
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="a few cases")
-    size.add_argument("--full", action="store_true", help="all cases (the default)")
-    made.add_argument("--ops", nargs="+", metavar="NAME", help="ops, losses, guards (see --list)")
+    size_options(made, "a few cases", "all cases (the default)")
+    made.add_argument(
+        "--ops", nargs="+", metavar="NAME", help="ops, losses, guards, train steps (see --list)"
+    )
     made.add_argument("--targets", nargs="+", metavar="T", help=f"of {', '.join(TARGETS)}")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    output_options(made)
     made.add_argument("--list", action="store_true", help="list the cases and stop")
     return made
 
@@ -34,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ._report import sentence, table
 
     options = parser()
-    chosen = options.parse_args(argv)
+    chosen = parsed(options, argv)
     out = console()
     if chosen.list:
         out.print("\n".join(names()))
@@ -49,15 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         targets = [target for target in targets if target in installed()]
         if not targets:
             return 0
+        kept = journal(chosen)
         begin = time.perf_counter()
         with progress(len(ops) * len(targets)) as advance:
-            rows = run(ops, targets, advance=advance)
+            rows = run(ops, targets, once=kept.once, advance=advance)
     except ValueError as error:
         options.error(str(error))
-    out.print(table(rows))
-    out.print()
-    out.print(sentence(rows), highlight=False)
-    out.print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s.")
-    write_rows(chosen.json, rows)
-    verify(rows)
-    return 0
+    return conclude(chosen, rows, begin, [table(rows)], sentence(rows), lambda: verify(rows))

@@ -1,22 +1,23 @@
 """Kernels and bytes of every case on every target, ours over the usual form's."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from .._command import choose
+from .._rows import Once, Row, failed, fresh
 from ._reasons import REASONS
 from ._targets import ENVIRONMENT, TARGETS
-
-Row = dict[str, Any]
 
 OURS = "robustops"
 LIMIT = 1.02
 """The most bytes over the usual form's that need no reason."""
+CHECKOUT = Path(__file__).parents[2]
 STATE = Path(__file__).parents[1] / "out" / "accelerators-state.jsonl"
 
 
@@ -25,9 +26,10 @@ def run(
     targets: Sequence[str] | None = None,
     *,
     state: Path = STATE,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
-    """Compiles ops, losses and guards ahead of time for accelerators that need not be here.
+    """Compiles ops, losses and train steps ahead of time for accelerators that need not be here.
 
     Nothing is executed: the figures are what the compiler put into the program, the same on every
     machine. Programs that `state` holds are not compiled again, so a run that was stopped goes on.
@@ -36,12 +38,13 @@ def run(
       ops: names of cases; None for all.
       targets: of "tpu-v5e" and "h100"; None for those whose compilers are installed.
       state: file of what was compiled before.
+      once: measures a unit, a case on a target, unless its rows are kept.
       advance: called with a case's name and 1 for each that is done on a target.
 
     Returns:
       One row for each target, case, mode ("value" or "gradient"; "update" or "guarded_apply" of a
-      guard) and library: kernels, bytes, temporaries, the compiler's estimate; in ours also
-      `bytes_ratio` and `kernels_ratio` over the other's.
+      guard or a train step) and library: kernels, bytes, temporaries, the compiler's estimate; in
+      ours also `bytes_ratio` and `kernels_ratio` over the other's.
 
     Raises:
       ValueError: an unknown name, or a target without its compiler.
@@ -55,8 +58,10 @@ def run(
         problem = TARGETS[target].problem()
         if problem:
             raise ValueError(f"{target}: {problem}")
-        rows += _compile(target, chosen, state, advance)
-    return _compared(rows)
+        for case, measure in _compiled(target, chosen, state):
+            rows += once({"suite": "accelerators", "target": target, "case": case}, measure)
+            advance(f"{target}: {case}", 1)
+    return rows
 
 
 def installed() -> list[str]:
@@ -64,43 +69,58 @@ def installed() -> list[str]:
     return [name for name, target in TARGETS.items() if target.problem() is None]
 
 
-def _compile(target: str, cases: Sequence[str], state: Path, advance: Callable) -> list[Row]:
-    command = [sys.executable, "-m", "benchmarks.accelerators._worker", target, str(state), *cases]
-    checkout = Path(__file__).parents[2]
-    rows: list[Row] = []
-    with subprocess.Popen(
-        command,
-        env={**os.environ, **ENVIRONMENT},
-        cwd=checkout,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+def _compiled(
+    target: str, cases: Sequence[str], state: Path
+) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """For each case what gives its rows; one process compiles for all, once it is asked."""
+    process: subprocess.Popen | None = None
+    complaints = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block
+
+    def start() -> subprocess.Popen:
+        worker = [sys.executable, "-m", "benchmarks.accelerators._worker", target, str(state)]
+        return subprocess.Popen(
+            worker,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+
+    def rows_of(case: str) -> list[Row]:
+        nonlocal process
+        process = process or start()
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            row = json.loads(line)
-            if rows and row["case"] != rows[-1]["case"]:
-                advance(f"{target}: {rows[-1]['case']}", 1)
-            rows.append(row)
-        complaint = process.stderr.read()
-    if process.returncode:
-        raise RuntimeError(f"compiling for {target} failed:\n{complaint}")
-    advance(f"{target}: {rows[-1]['case']}", 1)
-    return rows
+        with contextlib.suppress(BrokenPipeError):  # below it says why
+            print(case, file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            process = None
+            complaints.seek(0)
+            last = complaints.read().strip().splitlines()[-1:] or ["it gave no reason"]
+            raise RuntimeError(f"the compiler for {target} ended: {last[0]}")
+        return _compared(json.loads(line))
+
+    try:
+        for case in cases:
+            yield case, lambda case=case: rows_of(case)
+    finally:
+        if process is not None:
+            process.communicate()
+        complaints.close()
 
 
 def _compared(rows: list[Row]) -> list[Row]:
-    others = {_key(row): row for row in rows if row["library"] != OURS and not row["error"]}
+    good = [row for row in rows if row["error"] is None]
+    others = {row["mode"]: row for row in good if row["library"] != OURS}
     for row in rows:
-        other = others.get(_key(row)) if row["library"] == OURS else None
+        other = others.get(row["mode"]) if row["library"] == OURS and row in good else None
         for what in ("bytes", "kernels"):
             row[f"{what}_ratio"] = other and row[what] / other[what]
     return rows
-
-
-def _key(row: Row) -> tuple[str, str, str]:
-    return row["target"], row["case"], row["mode"]
 
 
 def reason(row: Row) -> str | None:
@@ -112,6 +132,7 @@ def verify(rows: Sequence[Row]) -> None:
     """Asserts that ours moves at most 1.02 times the other's bytes, or that its reason is kept."""
     ours = [row for row in rows if row["library"] == OURS]
     assert ours, "no rows"
+    assert not failed(rows, OURS), "\n".join(failed(rows, OURS))
     heavy = [
         f"{row['case']} {row['mode']} on {row['target']}: {row['bytes_ratio']:.3f}"
         for row in ours

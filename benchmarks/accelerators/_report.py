@@ -25,8 +25,10 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _cell(row: Row | None) -> str:
-    if row is None or row["bytes_ratio"] is None:
-        return ""
+    if row is None or row["error"] is not None:
+        return "" if row is None else "error"
+    if row["bytes_ratio"] is None:
+        return f"({row['kernels']} kernels)"
     return f"{row['bytes_ratio']:.3f} ({row['kernels']} kernels)"
 
 
@@ -37,7 +39,7 @@ def sentence(rows: Sequence[Row]) -> str:
         ratios = [
             row["bytes_ratio"]
             for row in rows
-            if row["target"] == target and row["library"] == OURS and row["bytes_ratio"]
+            if row["target"] == target and row["library"] == OURS and row.get("bytes_ratio")
         ]
         mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
         above = sum(ratio > LIMIT for ratio in ratios)

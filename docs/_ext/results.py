@@ -15,8 +15,9 @@ OURS = "robustops"
 
 
 def kept(name: str) -> list[dict[str, Any]]:
-    """The rows of one file of results."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+    """The rows of one file of results, one a line."""
+    lines = (RESULTS / f"{name}.json").read_text().splitlines()
+    return [json.loads(line.strip().rstrip(",")) for line in lines if "{" in line]
 
 
 def linked(name: str) -> str:
@@ -82,7 +83,7 @@ def accelerators() -> str:
     table: dict[str, dict[str, list[str]]] = {}
     targets: list[str] = []
     for row in kept("accelerators"):
-        if row["library"] != OURS or row["bytes_ratio"] is None:
+        if row["library"] != OURS or row.get("bytes_ratio") is None:
             continue
         if row["target"] not in targets:
             targets.append(row["target"])
