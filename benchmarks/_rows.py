@@ -177,4 +177,4 @@ def failed(rows: Sequence[Row], library: str) -> list[str]:
 def name(row: Row) -> str:
     """A row's case in words."""
     fields = ("op", "case", "scenario", "stress", "arm", "fault", "tree", "form", "mode", "dtype")
-    return " ".join(str(row[field]) for field in (*fields, "target") if field in row)
+    return " ".join(str(row[field]) for field in (*fields, "target") if row.get(field))

@@ -14,6 +14,7 @@ pytest.importorskip("sklearn")
 
 from benchmarks import __main__ as command
 from benchmarks._rows import read_rows
+from benchmarks.report import page
 from benchmarks.survival import ARMS, SCENARIOS, run, summary, verify
 from benchmarks.survival._arms import no_scaling, recipe, robust_scaling, standard_scaling
 from benchmarks.survival._data import Split, moments
@@ -271,3 +272,9 @@ def test_dropping_bad_rows_uses_good_rows_only():
 def test_skill_above_trivial(kind, predictions, targets, expected):
     value = skill(kind, np.array(predictions), np.array(targets))
     assert value == pytest.approx(expected, nan_ok=True)
+
+
+def test_rows_carry_the_stamp_and_become_a_page(rows):
+    for row in rows:
+        assert {"suite", "device", "machine", "versions", "error"} <= set(row)
+    assert page(rows, "").count("<section") == 2

@@ -8,6 +8,7 @@ from benchmarks._rows import read_rows
 from benchmarks.optimizers import _cost, main, run, summary, verify
 from benchmarks.optimizers._arms import QUICK_TREE
 from benchmarks.optimizers._report import behaviour_table, cost_table, sentence
+from benchmarks.report import page
 
 ARMS = ["apply_if_finite", "skip_nonfinite", "guard"]
 
@@ -55,3 +56,9 @@ def test_verify_refuses_a_guard_that_let_something_pass(rows):
         patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
         with pytest.raises(ValueError, match="guard let nan reach the parameters"):
             verify(bad, [QUICK_TREE], ARMS)
+
+
+def test_rows_carry_the_stamp_and_become_a_page(rows):
+    for row in rows:
+        assert {"suite", "device", "machine", "versions", "error"} <= set(row)
+    assert page(rows, "").count("<section") == 2

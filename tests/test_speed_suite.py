@@ -12,6 +12,7 @@ from benchmarks import __main__ as command
 from benchmarks._losses import cases
 from benchmarks._peers import Peer, load
 from benchmarks._rows import read_rows
+from benchmarks.report import page
 from benchmarks.speed import _measure, run, summary, verify
 from benchmarks.speed._report import sentence
 from robustops._spec import OPS
@@ -130,3 +131,9 @@ def test_command_prints_and_writes(tmp_path, capsys):
     rows = read_rows(file)
     assert sentence(rows) in printed
     assert {row["dtype"] for row in rows} == {"float32", "bfloat16"}
+
+
+def test_rows_carry_the_stamp_and_become_a_page(rows):
+    for row in rows:
+        assert {"suite", "device", "machine", "versions", "error"} <= set(row)
+    assert page(rows, "").count("<section") == 2

@@ -50,16 +50,18 @@ def _measured(program: Program, sharding: NamedSharding, known: dict, key: str) 
     begin = time.perf_counter()
     with quiet():
         compiled = lowered.compile()
-    found = traffic(compiled.as_text())
-    cost = compiled.cost_analysis() or {}
+    text, memory, cost = compiled.as_text(), compiled.memory_analysis(), compiled.cost_analysis()
+    assert text is not None
+    assert memory is not None
+    found = traffic(text)
     return {
         "digest": digest,
         "kernels": found.kernels,
         "bytes": found.bytes,
-        "temporaries": compiled.memory_analysis().temp_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
         "compile_seconds": time.perf_counter() - begin,
         # The compiler's own estimate; it can be negative, and there is none for a GPU.
-        "estimated_seconds": cost.get("optimal_seconds"),
+        "estimated_seconds": (cost or {}).get("optimal_seconds"),
     }
 
 

@@ -16,7 +16,7 @@ from .._peers import Peer, load
 from .._rows import Once, Row, failed, fresh, said
 
 OURS = "robustops"
-DTYPES = {d.__name__: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
+DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
 PLOTTED = ("sigmoid_binary_cross_entropy", "log_cosh", "softplus", "log1mexp", "safe_logit")
 """Functions of one number whose rows carry the error against the input."""
 SAMPLES = 1000

@@ -19,7 +19,7 @@ FAULTS: dict[str, tuple[float, int]] = {
     "51 nan": (np.nan, 51),
 }
 """What is planted in one element of the gradient, and how many steps in a row."""
-DTYPES = {d.__name__: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
+DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
 AFTER = 200
 """Good steps after the fault."""
 

@@ -58,7 +58,7 @@ def page(rows: Sequence[Row], command: str) -> str:
             "<h1>robustops benchmark</h1>",
             f'<p class="soft">{len(rows):,} rows, made with <code>{escape(command)}</code> on '
             f"{escape(_devices(rows))}, {datetime.date.today():%d %B %Y}.</p>",
-            f"<nav>{''.join(links)}<a href='#made'>made on</a></nav>",
+            f"<nav>{' '.join(links)} <a href='#made'>made on</a></nav>",
             f'<div class="tiles">{boxes}</div>',
             *sections,
             _errors(rows),

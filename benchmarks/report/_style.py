@@ -69,8 +69,8 @@ details { margin: 0.4rem 0; } summary { cursor: pointer; padding: 0.2rem 0; }
 details p { font-size: 0.94rem; }
 @media (max-width: 40rem) {
   body { padding: 1rem 0.7rem 3rem; font-size: 15px; } th, td { padding: 0.28rem 0.45rem; }
-  .tile b { font-size: 1.4rem; } td:first-child, th:first-child { max-width: 9.5rem;
-  white-space: normal; overflow-wrap: anywhere; } .levels { min-width: 5rem; }
+  .tile b { font-size: 1.4rem; } td:first-child, th:first-child { min-width: 8rem;
+  max-width: 9.5rem; white-space: normal; overflow-wrap: anywhere; } .levels { min-width: 5rem; }
 }
 """
 

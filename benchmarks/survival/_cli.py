@@ -17,6 +17,7 @@ from .._command import (
     size_options,
 )
 from ._arms import ARMS
+from ._picture import pyplot, write_picture
 from ._report import listing, sentence, table
 from ._runner import (
     GRID,
@@ -73,8 +74,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         options.error(str(error))
     if chosen.picture:
-        from ._picture import pyplot, write_picture
-
         pyplot()  # a missing matplotlib is told before the run, not after it
     with progress(total) as advance:
         rows = run(**what, once=kept.once, advance=advance)
