@@ -75,6 +75,12 @@ details p { font-size: 0.94rem; }
 """
 
 SCRIPT = """
+const unfold = () => {
+  const named = document.getElementById(location.hash.slice(1));
+  if (named && named.tagName === "DETAILS") named.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
 document.querySelectorAll("table.sort th button").forEach((button) => {
   button.addEventListener("click", () => {
     const th = button.parentElement, table = th.closest("table"), body = table.tBodies[0];

@@ -39,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks survival",
-        description="Twelve ways to lose a training run, on real data, under five arms.",
+        description="Ways to lose a training run, on real data, under five arms.",
     )
     names = lambda text: [name.strip() for name in text.split(",") if name.strip()]
     made.add_argument("--only", type=names, metavar="A,B", help="scenarios (see --list)")
