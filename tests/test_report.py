@@ -146,6 +146,37 @@ def test_compare_command(rows, tmp_path, capsys):
         command.main(["compare", str(a), str(b), "--threshold", "0.5"])
 
 
+def test_all_runs_every_suite_into_one_file(tmp_path, monkeypatch, capsys):
+    asked = {}
+
+    class Suite:
+        def __init__(self, name):
+            self.name = name.removeprefix("benchmarks.")
+
+        def main(self, argv):
+            asked[self.name] = argv
+            if self.name == "survival":
+                raise ImportError("no flax")
+            file = Journal(tmp_path / "rows.jsonl", resume=True)
+            file.once({"suite": self.name}, lambda: [{"error": "ValueError: no"}])
+            return 0
+
+    monkeypatch.setattr(command, "import_module", Suite)
+    argv = ["all", "--quick", "--peers", "jax", "--report", str(tmp_path)]
+    assert command.main(argv) == 1
+    common = ["--quick", "--json", str(tmp_path / "rows.jsonl"), "--resume"]
+    assert asked["optimizers"] == common
+    assert asked["speed"] == [*common, "--peers", "jax"]
+    assert list(asked) == list(command.SUITES)
+    assert "survival is left out: no flax" in capsys.readouterr().out
+    text = (tmp_path / "index.html").read_text()
+    assert "4 rows that are errors" in text
+    assert "python -m benchmarks all --quick --peers jax" in text
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["all", "--resume"])
+    assert "--resume needs --json FILE or --report DIR" in capsys.readouterr().err
+
+
 class _Tags(HTMLParser):
     VOID = ("meta", "br", "link", "img", "input", "hr")
 

@@ -58,7 +58,10 @@ def _by_safe_deviation(x):
 def unscaled_regression():
     """Linear regression on inputs in large units, SGD.
 
-    STORY
+    Told: unscaled inputs make SGD diverge. Measured: from scale 10 the naive arm is dead, at
+    any rate that learns at 1: the largest stable rate falls with the square of the scale.
+    Standardizing, the advice, removes the stress, and so do the scalers of the arms
+    optax+scaler and robustops.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -85,7 +88,12 @@ def unscaled_regression():
 def outlier_targets():
     """Regression with outliers among the targets.
 
-    STORY
+    Told: a few wild targets ruin a squared error. Measured: under Adam 2% of outliers of 10
+    deviations already take most of the skill (0.45 to 0.06), larger ones make the predictions
+    hundreds of times worse than the mean; squares leave float32 at 1e25, and the naive arm
+    dies. Huber, the remedy, bounds each outlier's gradient. The scaler of the robustops arm
+    counts targets beyond 30 robust sigmas as missing, and puts the median in their place; those
+    of 10 deviations it leaves.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -117,7 +125,10 @@ def outlier_targets():
 def reciprocal():
     """Features that are 1 / x, with x near 0 in some cells.
 
-    STORY
+    Told: 1 / x gives inf. Measured: only at an x of exactly 0 (or a subnormal one), where the
+    naive arm dies; reciprocals up to 1e37 leave Adam alive, and three quarters of the way to
+    perfection, on the other features. Rows that are not finite can be dropped, but a standard
+    scaler squares 1e37 elsewhere. The scaler of the robustops arm counts such cells as missing.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -136,7 +147,7 @@ def reciprocal():
         "quick": (0, 3, 5),
         "data": data,
         "model": lambda rngs: Classifier(30, (16,), 1, rngs=rngs),
-        "naive_loss": losses.bce,
+        "naive_loss": losses.optax_bce,
         "optax_loss": losses.optax_bce,
         "robustops_loss": losses.ro_bce,
         "control_loss": losses.optax_bce,
@@ -153,7 +164,11 @@ def reciprocal():
 def nan_cells():
     """NaN and inf in single cells, all over the training data.
 
-    STORY
+    Told: NaN in the data kills the run. Measured: at one bad cell in a thousand, since some row
+    of nearly every batch has one; a scaler that meets an inf makes a whole column NaN. Dropping
+    the bad rows works up to a few cells of a hundred: at 10% only one row of 24 is whole, at
+    30% none. All levels are fair: the features are redundant, and at 60% each row still has a
+    dozen of the 30.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -169,7 +184,7 @@ def nan_cells():
         "quick": (0, 2, 5),
         "data": data,
         "model": lambda rngs: Classifier(30, (16,), 1, rngs=rngs),
-        "naive_loss": losses.bce,
+        "naive_loss": losses.optax_bce,
         "optax_loss": losses.optax_bce,
         "robustops_loss": losses.ro_bce,
         "control_loss": losses.optax_bce,
@@ -184,7 +199,12 @@ def nan_cells():
 def label_values():
     """Binary labels coded as 2 and -1, or as anything, among 1 and 0.
 
-    STORY
+    Told: a label of 2 makes the cross-entropy negative, and the loss runs away. Measured: from
+    probabilities, yes: with a label outside [0, 1] the loss falls without bound as p goes to 0
+    or 1, and the naive arm is dead at 60% of such labels, or at 5% with the value 100. From
+    logits every arm lives, but such rows pull without end: larger values weigh more than all
+    others, and most arms fall short of the control. The labels' side is right, so all levels
+    are fair.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -217,7 +237,9 @@ def label_values():
 def random_labels():
     """Labels replaced by random classes.
 
-    STORY
+    Told: noise in the labels is a robustness problem. Measured: nothing ever becomes NaN; the
+    net fits the noise, and falls behind from 20% on, in every arm. No guard can know which
+    label is wrong. The last level has no information left and is not counted.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -251,7 +273,10 @@ def random_labels():
 def constant_columns():
     """Columns that are constant, in a net that divides by the batch's deviation.
 
-    STORY
+    Told: a column without variance gives 0 / 0. Measured: one such column kills the naive arm,
+    and scaling does not help, since the net divides by the batch's own deviation. The remedy is
+    the eps of every batch normalization; `safe_std` and `safe_div` need none, and give such a
+    column the value 0.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -266,7 +291,7 @@ def constant_columns():
         "data": data,
         "model": lambda rngs: _Normalized(_by_deviation, rngs),
         "robustops_model": lambda rngs: _Normalized(_by_safe_deviation, rngs),
-        "naive_loss": losses.bce,
+        "naive_loss": losses.optax_bce,
         "optax_loss": losses.optax_bce,
         "robustops_loss": losses.ro_bce,
         "control_loss": losses.optax_bce,
@@ -282,7 +307,10 @@ def constant_columns():
 def variance_cancellation():
     """A net that normalizes by E[x^2] - E[x]^2, on data far from 0.
 
-    STORY
+    Told: the one-pass variance loses its digits. Measured: from an offset of 1e3 deviations
+    E[x^2] - E[x]^2 is negative for some batch and column, its root NaN, and the naive arm dead.
+    Two passes, the remedy, and `safe_std` are right as far as the data are. Scaling first
+    removes the offset.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -302,7 +330,7 @@ def variance_cancellation():
         "data": data,
         "model": lambda rngs: _Normalized(_by_fast_variance, rngs),
         "robustops_model": lambda rngs: _Normalized(_by_safe_deviation, rngs),
-        "naive_loss": losses.bce,
+        "naive_loss": losses.optax_bce,
         "optax_loss": losses.optax_bce,
         "robustops_loss": losses.ro_bce,
         "control_loss": losses.optax_bce,
