@@ -72,4 +72,8 @@ if __name__ == "__main__":
 
     with quiet():
         jax.devices()  # plugins of devices that are not there complain
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)
