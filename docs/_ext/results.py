@@ -1,4 +1,4 @@
-"""Directives that print kept benchmark results: `accuracy-table` and `exhaustive-table`.
+"""Directives that print kept benchmark results: accuracy, exhaustive, accelerators, models.
 
 Names behind a directive choose the rows; without any it prints them all.
 """
@@ -21,9 +21,10 @@ FAILED = "NaN, ∞"
 
 
 def kept(name: str, ops: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of one file of results, of the given ops."""
-    found = json.loads((RESULTS / f"{name}.json").read_text())
-    unknown = set(ops) - {row["op"] for row in found}
+    """The rows of one file of results, one a line; of the given ops, if any."""
+    lines = (RESULTS / f"{name}.json").read_text().splitlines()
+    found = [json.loads(line.strip().rstrip(",")) for line in lines if "{" in line]
+    unknown = set(ops) - {row["op"] for row in found} if ops else ()
     if unknown:
         raise ValueError(f"{name}.json has no {', '.join(sorted(unknown))}")
     return [row for row in found if row["op"] in ops] if ops else found
@@ -92,6 +93,24 @@ def _at(x: float | None) -> str:
     return "" if x is None else f"{x:.9g}"
 
 
+def accelerators() -> str:
+    """Bytes over the usual form's on each target."""
+    table: dict[str, dict[str, list[str]]] = {}
+    targets: list[str] = []
+    for row in kept("accelerators"):
+        if row["library"] != OURS or row.get("bytes_ratio") is None:
+            continue
+        if row["target"] not in targets:
+            targets.append(row["target"])
+        cells = table.setdefault(row["case"], {}).setdefault(row["target"], [])
+        cells.append(f"{row['bytes_ratio']:.2f}")
+    body = (
+        (linked(case), *(" / ".join(line.get(target, [])) for target in targets))
+        for case, line in sorted(table.items())
+    )
+    return rows(("", *targets), body)
+
+
 class ResultTable(SphinxDirective):
     """Kept results, of the ops that the argument names."""
 
@@ -105,6 +124,14 @@ class ResultTable(SphinxDirective):
             return self.parse_text_to_nodes(type(self).table(" ".join(self.arguments).split()))
         except ValueError as error:
             raise self.error(f"{self.name}: {error}") from error
+
+
+class AcceleratorsTable(SphinxDirective):
+    """Bytes on accelerators."""
+
+    def run(self):
+        """The table as nodes."""
+        return self.parse_text_to_nodes(accelerators())
 
 
 class AccuracyTable(ResultTable):
@@ -121,6 +148,7 @@ class ExhaustiveTable(ResultTable):
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Registers the directives."""
+    app.add_directive("accelerators-table", AcceleratorsTable)
     app.add_directive("accuracy-table", AccuracyTable)
     app.add_directive("exhaustive-table", ExhaustiveTable)
     return {"parallel_read_safe": True}
