@@ -21,9 +21,13 @@ FAILED = "NaN, ∞"
 
 
 def kept(name: str, ops: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The rows of one file of results, one a line; of the given ops, if any."""
-    lines = (RESULTS / f"{name}.json").read_text().splitlines()
-    found = [json.loads(line.strip().rstrip(",")) for line in lines if "{" in line]
+    """The rows of one file of results, an array or JSON lines; of the given ops, if any."""
+    text = (RESULTS / f"{name}.json").read_text()
+    found = (
+        json.loads(text)
+        if text.startswith("[")
+        else [json.loads(line) for line in text.splitlines()]
+    )
     unknown = set(ops) - {row["op"] for row in found} if ops else ()
     if unknown:
         raise ValueError(f"{name}.json has no {', '.join(sorted(unknown))}")
