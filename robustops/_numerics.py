@@ -95,6 +95,19 @@ def narrow(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
     return cast(clip(y, -bound, bound), dtype)
 
 
+def held(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
+    """Return `narrow(y, dtype, *unless)` by selects, for what a sum should not take along.
+
+    On CPU a select ends what a sum takes along. One loop then writes the elements, and the sum
+    reads them: 1.8x a copy, where each operation taken along costs 0.1x to 0.3x.
+    """
+    most = largest(dtype)
+    z = jnp.where(y > most, most, jnp.where(y < -most, -most, y))
+    for x in unless:
+        z = jnp.where(abs(x) == jnp.inf, y, z)
+    return cast(z, dtype)
+
+
 def infinite_with(y: jax.Array, excess: jax.Array, big: ArrayLike) -> jax.Array:
     """Return the finite `y`, made infinite where `excess` is inf (it is 0 elsewhere) and y not 0.
 
