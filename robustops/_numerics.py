@@ -69,8 +69,9 @@ def nan_of(x: jax.Array) -> jax.Array:
 def clip(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
     """Return `y` within [low, high]; NaN stays NaN.
 
-    Unlike `jnp.clip` it makes no clamp: XLA for CPU takes arithmetic, maxima, exp and log along in
-    the one pass of a sum, but a clamp, a compare or a select becomes an array first, 4x the time.
+    Unlike `jnp.clip` it makes no clamp: XLA for CPU takes a little arithmetic along in the one pass
+    of a sum, but a clamp, a compare or a select becomes an array first. Where more than a few
+    operations stand before the sum that is the cheaper way: see `held`.
     """
     return -jnp.maximum(-jnp.maximum(y, low), -high) + nan_of(y)
 
