@@ -22,11 +22,15 @@ Outputs = tuple[np.ndarray, list[np.ndarray]]
 Thunks = tuple[Callable[[], Any], Callable[[], Any] | None]
 
 
-def compiled(fn: Callable, arrays: Arrays) -> Thunks:
-    """The value, and the value and gradient, of the sum of a function that jax can trace."""
-    inputs = tuple(jnp.asarray(a) for a in arrays)
+def compiled(fn: Callable, arrays: Arrays, labels: Arrays = ()) -> Thunks:
+    """The value, and the value and gradient, of the sum of a function that jax can trace.
+
+    The gradient is by the arrays; the labels come after them, and are arguments too, since a
+    constant would be folded into the program.
+    """
+    inputs = tuple(jnp.asarray(a) for a in (*arrays, *labels))
     total = lambda *xs: jnp.sum(fn(*xs))
-    both = jax.value_and_grad(total, argnums=tuple(range(len(inputs))))
+    both = jax.value_and_grad(total, argnums=tuple(range(len(arrays))))
     run = lambda f: lambda: jax.block_until_ready(f(*inputs))
     return run(jax.jit(fn)), run(jax.jit(both))
 
@@ -39,9 +43,10 @@ class Peer:
     functions: dict[str, Callable]
     evaluate: Callable[[Callable, Arrays], Outputs] = evaluate
     """Values and Jacobians of a function of one element or slice, at every row."""
-    thunks: Callable[[Callable, Arrays], Thunks] = compiled
-    """Calls without arguments for one function and its arrays: the value, and the value and the
-    gradient of its sum; None where the library has no gradient. Each returns when it is done."""
+    thunks: Callable[..., Thunks] = compiled
+    """Calls without arguments for one function, its arrays, and labels if it takes any: the value,
+    and the value and the gradient of its sum by the arrays; None where the library has no gradient.
+    Each returns when it is done."""
     host: bool = False
     """Whether it computes on the CPU, whatever device jax computes on."""
 
@@ -136,11 +141,13 @@ def _keras() -> Peer:
     one = lambda x: jnp.ones_like(x)[..., None]
     k = keras.losses
     functions |= {
-        "sigmoid_binary_cross_entropy": lambda x: k.binary_crossentropy(
-            one(x), x[..., None], from_logits=True
+        "sigmoid_binary_cross_entropy": lambda x, z=None: k.binary_crossentropy(
+            one(x) if z is None else z[..., None], x[..., None], from_logits=True
         ),
-        "softmax_cross_entropy_with_integer_labels": lambda x, axis: (
-            k.sparse_categorical_crossentropy(jnp.zeros(x.shape[:-1]), x, from_logits=True)
+        "softmax_cross_entropy_with_integer_labels": lambda x, z=None, axis=-1: (
+            k.sparse_categorical_crossentropy(
+                jnp.zeros(x.shape[:-1]) if z is None else z, x, from_logits=True
+            )
         ),
         "binary_cross_entropy(label=1)": lambda p: k.binary_crossentropy(one(p), p[..., None]),
         "binary_cross_entropy(label=0)": lambda p: k.binary_crossentropy(0 * one(p), p[..., None]),
@@ -165,11 +172,17 @@ def _torch() -> Peer:
         "safe_norm": lambda x, axis: t.linalg.vector_norm(x, dim=axis),
         "safe_std": lambda x, axis: t.std(x, dim=axis, correction=0),
         "safe_var": lambda x, axis: t.var(x, dim=axis, correction=0),
-        "sigmoid_binary_cross_entropy": lambda x: functional.binary_cross_entropy_with_logits(
-            x, t.ones_like(x), reduction="none"
+        "sigmoid_binary_cross_entropy": lambda x, z=None: (
+            functional.binary_cross_entropy_with_logits(
+                x, t.ones_like(x) if z is None else z, reduction="none"
+            )
         ),
-        "softmax_cross_entropy_with_integer_labels": lambda x, axis: functional.cross_entropy(
-            x, t.zeros(x.shape[:-1], dtype=t.int64), reduction="none"
+        "softmax_cross_entropy_with_integer_labels": lambda x, z=None, axis=-1: (
+            functional.cross_entropy(
+                x,
+                t.zeros(x.shape[:-1], dtype=t.int64) if z is None else z.long(),
+                reduction="none",
+            )
         ),
         "binary_cross_entropy(label=1)": lambda p: functional.binary_cross_entropy(
             p, t.ones_like(p), reduction="none"
@@ -187,10 +200,13 @@ def _torch() -> Peer:
         values, *jacobians = [_array(t, out, arrays[0].dtype) for out in outs]
         return values, jacobians
 
-    def thunks(fn, arrays):
-        inputs = [_tensor(t, a) for a in arrays]
+    def thunks(fn, arrays, labels=()):
+        inputs, given = ([_tensor(t, a) for a in many] for many in (arrays, labels))
         leaves = [x.clone().requires_grad_() for x in inputs]
-        return lambda: fn(*inputs), lambda: t.autograd.grad(fn(*leaves).sum(), leaves)
+        return (
+            lambda: fn(*inputs, *given),
+            lambda: t.autograd.grad(fn(*leaves, *given).sum(), leaves),
+        )
 
     return Peer("torch", functions, values_and_jacobians, thunks, host=True)
 

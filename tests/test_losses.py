@@ -160,6 +160,14 @@ def test_mean_squared_error_does_not_overflow_on_the_way():
     assert losses.mean_squared_error(half).dtype == jnp.float16
     tiny = jnp.asarray([1e-19, 2e-19], jnp.float32)
     np.testing.assert_allclose(losses.mean_squared_error(tiny), 2.5e-38, rtol=1e-6)
+    far = jnp.asarray([3e38, 0.0, 0.0, 0.0])  # 2 e overflows, 2 e / n does not
+    np.testing.assert_allclose(jax.grad(losses.mean_squared_error)(far)[0], 1.5e38, rtol=1e-6)
+
+
+def test_squared_log_error_of_a_huge_prediction():
+    """1 / (1 + p) is subnormal, the slope is not."""
+    slope = jax.jit(jax.grad(losses.squared_log_error))(jnp.float32(1e38), jnp.float32(0.0))
+    np.testing.assert_allclose(slope, 2 * np.log(1e38) / 1e38, rtol=1e-5)
 
 
 def test_saturated_squares_still_pull_back():

@@ -4,13 +4,14 @@ import json
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 pytest.importorskip("rich")
 
 from benchmarks import __main__ as command
-from benchmarks._losses import cases
-from benchmarks._peers import Peer, load
+from benchmarks._losses import LABELS, OF, cases
+from benchmarks._peers import Peer, compiled, load
 from benchmarks._rows import read_rows
 from benchmarks.report import page
 from benchmarks.speed import _measure, run, summary, verify
@@ -83,6 +84,25 @@ def test_inputs_lie_inside_the_domain(name):
         assert x.size == 256
         assert ((x > lo) & (x < hi)).all()
         assert np.ptp(x) > 0.5
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_labels_are_arguments_and_have_no_gradient(name):
+    """As in a training step: by the logits alone, of labels that the program does not know."""
+    op = cases()[name]
+    (x,) = _measure.inputs(op, jnp.float32, 256)
+    labels = _measure.labels_of(op, x)
+    assert len(np.unique(labels[0])) > 1
+    both = compiled(op.fn, [x], labels)[1]
+    assert both is not None
+    value, gradients = both()
+    assert [g.shape for g in gradients] == [x.shape]
+    np.testing.assert_allclose(value, np.sum(op.fn(x, *labels)), rtol=1e-5)
+    assert abs(value - np.sum(op.fn(x))) > 0.1  # the default labels are others
+    np.testing.assert_allclose(op.naive(x, *labels), op.fn(x, *labels), rtol=1e-3, atol=1e-5)
+    if hasattr(optax.losses, name.split("(")[0]):
+        theirs = OF[name](optax.losses)(x, *map(jnp.asarray, labels))
+        np.testing.assert_allclose(op.fn(x, *labels), theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_double_where_is_the_naive_form_inside_and_finite_outside():

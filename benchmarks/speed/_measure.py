@@ -12,7 +12,7 @@ import numpy as np
 from robustops.testing import Op
 
 from .._command import choose
-from .._losses import cases
+from .._losses import LABELS, cases
 from .._peers import Peer, compiled, load
 from .._rows import Once, Row, failed, fresh, said
 from ._overhead import overhead
@@ -43,6 +43,7 @@ def run(
 ) -> list[Row]:
     """Times the value, and the value and gradient, of ops and losses.
 
+    The gradient is that of the sum, by the logits or the like: labels are arrays without one.
     Everything that stands beside one op runs in turn, round after round, with a copy (x + 1) of as
     many elements: a ratio is the median over the rounds of time over the copy's time.
 
@@ -84,12 +85,14 @@ def run(
 
 def _measure(op: Op, dtype: str, peers: Sequence[Peer], elements: int, rounds: int) -> list[Row]:
     arrays = inputs(op, DTYPES[dtype], elements)
+    labels = labels_of(op, arrays[0])
     rows, calls = overhead(op, arrays), []  # before anything of the op has been compiled
     copy, _ = compiled(lambda x: x + 1, arrays[:1])
     copy()
     for library, fn, thunks in _implementations(op, peers):
         fn = (lambda *xs, fn=fn: fn(*xs, axis=-1)) if op.reduces else fn
-        for mode, thunk in zip(("value", "gradient"), thunks(fn, arrays), strict=True):
+        made = thunks(fn, arrays, labels) if labels else thunks(fn, arrays)
+        for mode, thunk in zip(("value", "gradient"), made, strict=True):
             if thunk is None:
                 continue
             row: Row = {"library": library, "mode": mode, "error": None}
@@ -182,6 +185,11 @@ def inputs(op: Op, dtype: Any, elements: int, seed: int = 0) -> list[np.ndarray]
         x = rng.uniform(middle - reach, middle + reach, shape)
         arrays.append(x.astype(np.float32).astype(dtype))
     return arrays
+
+
+def labels_of(op: Op, x: np.ndarray, seed: int = 1) -> list[np.ndarray]:
+    """Labels at random for a loss that takes them after its arrays; none for others."""
+    return [LABELS[op.name](np.random.default_rng(seed), x)] if op.name in LABELS else []
 
 
 def verify(

@@ -5,13 +5,11 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
 from .._numerics import (
-    apart,
     cast,
-    clip,
-    infinite_with,
     largest,
     narrow,
     normalize_axes,
@@ -23,12 +21,11 @@ from .._zmul import zmul
 from ..ops import log_softmax, safe_log
 from ..ops._reduce import keep, max_of, sum_of
 from ..ops._softmax import (
-    below_one,
+    at_least,
     exp_less,
     log_of_sum,
     rule_softmax,
     shift,
-    sums_of_exp,
     wide_softmax,
 )
 from ._common import Axis, class_axes, class_indices, floating, product, saturated_sum
@@ -56,14 +53,16 @@ def soft_slope(x, z, mask=None, *, axis):
     w = widen(keep(z, mask))
     v = widen(keep(x, mask, -inf))
     m = shift(v, axis)
-    total, rest = sums_of_exp(v, m, axis)
-    s, weight = jnp.maximum(total, 0.5), sum_of(w, axis)
-    # In the class with p > 1/2, the only one with e = 1, p sum(z) - z is formed from the others.
-    e = exp_less(v, m, 4)
-    others = sum_of(w * below_one(e, 4), axis) - weight * (rest / s)
-    e = exp_less(v, m, 3)
-    slope = jnp.where(e > s / 2, others, e / s * weight - w)
-    return narrow(keep(jnp.where(s > 0.5, slope, 0), mask), x.dtype)
+    e = exp_less(v, m)
+    s = at_least(sum_of(e, axis), 0.5)
+    ratio = jnp.where(s < 1, 0, sum_of(w, axis)) / s
+    # These sum to 0, so that of a class with p > 1/2 is formed from the others.
+    lone = v >= jnp.where(s < 2, m, inf)
+    others = jnp.where(lone, 0, e * ratio - w)
+    slope = jnp.where(lone, -sum_of(others, axis), others)
+    slope, most = jnp.where(s < 1, 0, slope), largest(x.dtype)
+    slope = jnp.where(slope > most, most, jnp.where(slope < -most, -most, slope))
+    return keep(cast(slope, x.dtype), mask)
 
 
 def _rule_soft(out, arrays, tangents, *, axis):
@@ -87,19 +86,27 @@ def soft_cross_entropy(x, z, mask=None, *, axis):
     log, big = log_of_sum(v, m, axis), largest(v.dtype)
     n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
 
-    def terms(times, scale):
-        k, add, most, zero = apart(times, m, log, *jnp.asarray([big, 0], v.dtype))
-        # These drop a NaN of v, which `add` has too.
-        gap = jnp.minimum((k - jnp.minimum(jnp.maximum(v, -most), k)) + add, most)
-        return infinite_with(clip(w * scale * gap, -most, most), -jnp.minimum(v + most, zero), most)
+    def summed(scale):
+        fall = m - v
+        gap = jnp.where(fall < 0, 0, fall) + log
+        term = w * scale * jnp.where(gap > big, big, gap)
+        term = jnp.where(term > big, big, jnp.where(term < -big, -big, term))
+        # A label on -inf costs inf, the limit; 0 absorbs.
+        return sum_of(jnp.where(v == -inf, jnp.where(w == 0, 0, w * inf), term), axis)
 
-    y = sum_of(terms(5, 1), axis)
-    # A sum that overflows is formed again over n, so that opposite overflows meet no inf - inf.
-    over = sum_of(terms(6, 1 / n), axis)
-    y = narrow(jnp.where(abs(over) < big / n / 4, y, over * n), x.dtype)
-    # A label on -inf costs inf, the limit; in a row of only -inf there is no limit.
-    lost = jnp.isinf(over) & (max_of(v, axis) > -inf)
-    return jnp.squeeze(jnp.where(lost, cast(over, x.dtype), y), axis)
+    def again(y):
+        # A sum that overflows is formed again over n: opposite overflows would meet as inf - inf.
+        over = summed(1 / n)
+        far = jnp.where(jnp.isinf(over), over, narrow(over * n, v.dtype))
+        return jnp.where(abs(over) < big / n / 4, y, far)
+
+    def if_needed(y):
+        return lax.cond(jnp.all(abs(y) < big / 4), lambda y: y, again, y)
+
+    # On accelerators a branch costs more than the second sum, which rides along in one kernel.
+    y = lax.platform_dependent(summed(1), cpu=if_needed, default=again)
+    lost = jnp.isinf(y) & (max_of(v, axis) > -inf)
+    return jnp.squeeze(jnp.where(lost, cast(y, x.dtype), narrow(y, x.dtype)), axis)
 
 
 def soft_labels(
@@ -232,15 +239,14 @@ def softmax_cross_entropy_with_integer_labels(
 
 
 def _class_terms(x, label, mask):
-    """Return m - x_y, exp(x_y - m), the sum of the other exp(x_j - m), those, and where j = y."""
+    """Return m - x_y, exp(x_y - m), those of the other j with their sum, and where j = y."""
     z = widen(keep(x, mask, -inf))
     m = shift(z, (-1,))
-    # As numbers, exact up to 2^24 classes: a select would not go into the sum.
-    distance = abs(jnp.arange(x.shape[-1], dtype=z.dtype) - label.astype(z.dtype))
-    others = sum_of(exp_less(z, m) * jnp.minimum(distance, 1), -1)
+    here = jnp.arange(x.shape[-1], dtype=label.dtype) == label
+    e = jnp.where(here, 0, exp_less(z, m))
     chosen = jnp.take_along_axis(z, label, axis=-1)
-    e = exp_less(z, m, 3)
-    return m - jnp.minimum(chosen, m), exp_less(chosen, m), others, e, distance == 0
+    others = at_least(sum_of(e, -1), 0)
+    return m - jnp.minimum(chosen, m), exp_less(chosen, m), e, others, here
 
 
 def _rule_class_slope(out, arrays, tangents):
@@ -251,10 +257,9 @@ def _rule_class_slope(out, arrays, tangents):
 @total(jvp=_rule_class_slope)
 def _class_slope(x, label, mask=None):
     """softmax(x) less 1 at the label, there as minus the sum of the other weights."""
-    _, e_label, others, e, here = _class_terms(x, label, mask)
-    s = others + e_label
+    _, e_label, e, others, here = _class_terms(x, label, mask)
     # At a label on -inf the others sum to 1; in a row of only -inf everything is 0.
-    p = jnp.where(here, -others, e) / jnp.maximum(s, 0.5)
+    p = jnp.where(here, -others, e) / at_least(others + e_label, 0.5)
     return cast(keep(p, mask), x.dtype)
 
 
@@ -265,10 +270,10 @@ def _rule_class_cross_entropy(out, arrays, tangents):
 @total(jvp=_rule_class_cross_entropy)
 def _class_cross_entropy(x, label, mask=None):
     """(m - x_y) + log(sum_j exp(x_j - m)), from the sum over j != y where y is the largest."""
-    gap, e_label, others, _, _ = _class_terms(x, label, mask)
+    gap, e_label, _, others, _ = _class_terms(x, label, mask)
     s = others + e_label
     # Where y is not the largest the other terms sum to at least 1: nothing cancels.
-    y = jnp.where(gap == 0, jnp.log1p(others), gap + jnp.log(jnp.maximum(s, 0.5)))
+    y = jnp.where(gap == 0, jnp.log1p(others), gap + jnp.log(at_least(s, 0.5)))
     x_label = jnp.take_along_axis(x, label, axis=-1)
     lost = (x_label == -inf) & (s > 0)
     return jnp.where(lost, cast(y, x.dtype), narrow(y, x.dtype))[..., 0]

@@ -9,14 +9,14 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._numerics import largest, narrow, promote, widen
+from .._numerics import held, largest, promote, widen
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
 from ..ops._reduce import keep
 from ..ops._similarity import difference
-from ._binary import bce_from_logits, logits_and_labels
-from ._common import Axis, misses, narrowed, product, saturated_sum
+from ._binary import bce_from_logits, both_sigmoids, logits_and_labels
+from ._common import Axis, misses, narrowed, product, saturated_sum, slopes
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
 
 
@@ -70,6 +70,45 @@ def _by_logit(out, x, z, *options, halves):
     return product((yes * z + no * (1 - z)) * _power(miss, gamma, halves), slope)
 
 
+def _rule_logit_slope(out, arrays, tangents, *, halves):
+    given = [k for k, t in enumerate(tangents) if t is not None]
+
+    def of_given(*some):
+        every = list(arrays)
+        for k, a in zip(given, some, strict=True):
+            every[k] = a
+        return held(_by_logit(None, *every, halves=halves), out.dtype)
+
+    return jax.jvp(of_given, [arrays[k] for k in given], [tangents[k] for k in given])[1]
+
+
+@total(jvp=_rule_logit_slope)
+def _logit_slope(x, z, *options, halves):
+    """`_by_logit` from one exponential; its derivatives are those of the total functions there."""
+    if not halves:
+        return held(_by_logit(None, x, z, *options, halves=halves), x.dtype)
+    u, v, _, yes, no = map(widen, (x, z, *options))
+    top = largest(u.dtype)
+    p, q = both_sigmoids(u)
+    miss = (1 - v) * p + v * q
+    miss = jnp.where(miss < 0, 0, miss)
+    ce = bce_from_logits(jnp.where(u > top, top, jnp.where(u < -top, -top, u)), v)
+    bend = halves / 2 * held((1 - 2 * v) * (p * q) * ce, u.dtype)
+    straight = held(((1 - v) * p - v * q) * miss, u.dtype)
+    if halves == 1:
+        root = jnp.sqrt(jnp.where(miss > 0, miss, 1))
+        slope = jnp.where(miss > 0, (straight + bend) / root, 0)
+    else:
+        slope = zmul(_root_power(miss, halves - 2), held(straight + bend, u.dtype))
+    return held(zmul(yes * v + no * (1 - v), held(slope, u.dtype)), x.dtype)
+
+
+def _root_power(q, halves):
+    """q^(halves / 2) for q >= 0."""
+    whole = lax.integer_pow(q, halves // 2)
+    return whole * jnp.sqrt(q) if halves % 2 else whole
+
+
 def _by_label(out, x, z, *options, halves):
     x, z, gamma, yes, no = map(widen, (x, z, *options))
     # Beyond, two terms of the second derivative would overflow to inf - inf.
@@ -96,12 +135,24 @@ def _by_no(out, x, z, gamma, *weights, halves):
     return product(1 - widen(z), _bent(widen(x), widen(z), gamma, halves))
 
 
-@total(_by_logit, _by_label, _by_gamma, _by_yes, _by_no)
+@total(
+    jvp=slopes(
+        lambda out, *arrays, halves: _logit_slope(*arrays, halves=halves),
+        _by_label,
+        _by_gamma,
+        _by_yes,
+        _by_no,
+    )
+)
 def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
     """(yes z + no (1 - z)) miss^gamma times the cross-entropy."""
     u, v, w = widen(x), widen(z), widen(yes)
-    y = _power(_miss(u, v), gamma, halves) * bce_from_logits(u, v)
-    return narrow((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
+    p, q = both_sigmoids(u)
+    miss = (1 - v) * p + v * q
+    miss = jnp.where(miss < 0, 0, miss)
+    power = _powered(miss, widen(gamma)) if halves is None else _root_power(miss, halves)
+    y = power * bce_from_logits(u, v)
+    return held((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
 
 
 def sigmoid_focal_loss(

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.typing import ArrayLike
 
 from .._numerics import narrow, promote, widen
@@ -52,12 +51,14 @@ def _parts(r, alpha) -> _Parts:
 
 
 def _power(p: _Parts, c: int):
-    """h^(alpha + c); by exp where alpha would amplify the rounding of h."""
+    """h^(alpha + c) for c <= 0; by exp where alpha would amplify the rounding of h."""
     small = abs(p.a) < 8
     # alpha + c is exact from 1 to 2 only. Below, where h^alpha cannot overflow, it is taken apart.
     apart = p.a < 1
     direct = jnp.power(p.h, jnp.where(small, jnp.where(apart, p.a, p.a + c), 0))
-    direct = narrow(direct * jnp.where(apart, lax.integer_pow(p.h, c), 1), p.v.dtype)
+    for _ in range(-c):  # one at a time: 1 / h may underflow where the quotient does not
+        direct = jnp.where(apart, direct / p.h, direct)
+    direct = narrow(direct, p.v.dtype)
     return jnp.where(small, direct, safe_exp(jnp.where(small, 0, p.y + c / 2 * p.log)))
 
 

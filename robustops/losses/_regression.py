@@ -10,6 +10,7 @@ from .. import ops
 from .._numerics import (
     broadcast_mask,
     cast,
+    held,
     narrow,
     normalize_axes,
     power_of_two,
@@ -19,9 +20,9 @@ from .._numerics import (
 )
 from .._spec import total
 from .._zmul import zmul
-from ..ops._families import reciprocal
+from ..ops._families import ratio
 from ..ops._reduce import count_of, keep, pair, sum_of
-from ._common import Axis, errors_of, positive, square
+from ._common import Axis, errors_of, positive, slopes, square
 from ._robust import log1p_square
 
 
@@ -76,7 +77,8 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Arr
 def _rule_mean_square(out, arrays, tangents, *, axis):
     e, mask = pair(arrays)
     z = widen(keep(e, mask))
-    slope = narrow(2 * z / count_of(z, mask, axis, least=1), e.dtype)
+    # Not 2 e, which overflows where e / (n / 2) does not; for n = 1 it is the larger one anyway.
+    slope = held(z / (count_of(z, mask, axis, least=1) / 2), e.dtype)
     return jnp.sum(zmul(slope, tangents[0]), axis=axis)
 
 
@@ -128,14 +130,16 @@ def mean_squared_error(
 
 
 @total(
-    lambda out, e, delta: jnp.clip(e, -delta, delta),
-    lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
+    jvp=slopes(
+        lambda out, e, delta: jnp.clip(e, -delta, delta),
+        lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
+    )
 )
 def _huber(e, delta):
     dtype = jnp.result_type(e, delta)
     size, d = abs(widen(e)), widen(delta)
     inner = jnp.minimum(size, d)
-    return narrow(inner * (size - 0.5 * inner), dtype, e)
+    return held(inner * (size - 0.5 * inner), dtype, e)
 
 
 def huber_loss(
@@ -196,8 +200,13 @@ def _near_log1p(x):
 
 
 def _slope_log1p(x):
+    return _over_near(jnp.ones_like(widen(x)), x)
+
+
+def _over_near(y, x):
+    """y / (1 + x), 0 for x <= -1; in one division, as 1 / (1 + x) is subnormal from 8e37 on."""
     floor, inside = _near_log1p(x)
-    return jnp.where(inside, reciprocal(floor), 0)
+    return jnp.where(inside, ratio(y, floor), 0)
 
 
 @total(
@@ -218,8 +227,8 @@ def _log_ratio(p, t):
 
 # In float16 the product of the two slopes would overflow if each were rounded.
 @total(
-    lambda out, p, t: 2 * _log_ratio(widen(p), widen(t)) * _slope_log1p(widen(p)),
-    lambda out, p, t: -2 * _log_ratio(widen(p), widen(t)) * _slope_log1p(widen(t)),
+    lambda out, p, t: _over_near(2 * _log_ratio(widen(p), widen(t)), widen(p)),
+    lambda out, p, t: _over_near(-2 * _log_ratio(widen(p), widen(t)), widen(t)),
 )
 def _squared_log_ratio(p, t):
     y = square(_log_ratio(widen(p), widen(t)), c=1.0)

@@ -61,14 +61,9 @@ def less(x, m):
 
     exp(x - m) is exp(d) (1 + lost): without `lost` its error would grow to |x - m| / 2 ulp.
     """
-    return less_within(x, m, -800, 0)
-
-
-def less_within(x, m, low, zero):
-    """`less` with its constants given, see `apart`."""
     # Knuth's two-sum. exp is 0 below -800 in every dtype; bounded there, nothing becomes NaN.
-    d = clip_in_row(x - m, low, zero)
-    a = jnp.minimum(jnp.maximum(x, m + low), m)
+    d = clip_in_row(x - m, -800, 0)
+    a = jnp.minimum(jnp.maximum(x, m - 800), m)
     v = d - a
     return d, (a - (d - v)) - (m + v)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, promote, widen
+from .._numerics import cast, held, largest, promote, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._norms import length, rule_unit, scaled, unit
@@ -125,7 +125,7 @@ def cosine_similarity(
 def difference(x, y):
     """x - y, saturated."""
     d = widen(x) - widen(y)
-    return narrow(d, x.dtype, x, y)
+    return held(d, x.dtype, x, y)
 
 
 @op(

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import apart, largest, narrow, saturated, widen
+from .._numerics import cast, largest, widen
 from .._spec import op, total
 from .._zmul import zmul
-from ._reduce import Axis, keep, less_within, max_of, pair, prepare, sum_of
+from ._reduce import Axis, keep, max_of, pair, prepare, sum_of
 
 inf = math.inf
 nan = math.nan
@@ -21,40 +21,39 @@ def shift(x, axis):
     return jnp.where(m > -inf, jnp.minimum(m, largest(x.dtype)), 0)
 
 
-def exp_less(x, m, times=1):
+def exp_less(x, m):
     """Return exp(x - m) for x <= m, as if x - m were not rounded; 1 where x is inf.
 
-    One number of times for each sum or result that it goes into, see `apart`.
+    The select at the end keeps the product out of the sums that it goes into. XLA for CPU sums by a
+    library, which takes arithmetic along at several times the price of one loop that writes it.
     """
-    m, low, zero, one = numbers(x, times, m, -800, 0, 1)
-    d, lost = less_within(x, m, low, zero)
-    return jnp.exp(d) * (one + lost)
+    far = x - m < -800  # exp is 0 there in every dtype
+    z = jnp.where(far, m, x)
+    z = jnp.where(z > m, m, z)  # not maximum and minimum: a NaN stays
+    d = z - m
+    # Knuth's two-sum: without what rounding took from z - m, |d| / 2 ulp would be lost.
+    v = d - z
+    lost = (z - (d - v)) - (m + v)
+    return jnp.where(far, 0, jnp.exp(d) * (1 + lost))
 
 
-def below_one(e, times):
-    """Return 1 where e < 1, and 0 where e = 1; without a select, since it goes into sums."""
-    one, scale = numbers(e, times, 1, 2 / jnp.finfo(e.dtype).eps)
-    return jnp.minimum((one - e) * scale, one)  # 1 - e is at least eps / 2
+def at_least(s, bound):
+    """Return max(s, bound), NaN for NaN; by a select, so that a sum ends here (see `exp_less`)."""
+    return jnp.where(s < bound, bound, s)
 
 
-def numbers(x, times, *small):
-    """`apart` of numbers in the dtype of x."""
-    return apart(times, *(jnp.asarray(a, x.dtype) for a in small))
-
-
-def sums_of_exp(x, m, axis):
-    """Return the sum of e = exp(x - m) and the sum of those below 1, m being the largest x.
+def sums_of_exp(e, axis):
+    """Return the sum of e = exp_less(x, m) and the sum of those below 1, m being the largest x.
 
     Where the sum is below 2 only one e is 1, and the others have the digits that 1 + rest loses.
     """
-    e = exp_less(x, m, 2)
-    return sum_of(exp_less(x, m), axis), sum_of(e * below_one(e, 2), axis)
+    return sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
 
 
 def log_of_sum(x, m, axis):
     """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1."""
-    total, rest = sums_of_exp(x, m, axis)
-    return jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(jnp.maximum(total, 1)))
+    total, rest = sums_of_exp(exp_less(x, m), axis)
+    return jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(at_least(total, 1)))
 
 
 def wide_softmax(arrays, axis):
@@ -86,8 +85,8 @@ def _softmax(x, mask=None, *, axis):
     z = widen(keep(x, mask, -inf))
     m = shift(z, axis)
     # The sum is 0 if all are -inf, else at least 1.
-    total = jnp.maximum(sum_of(exp_less(z, m), axis), 0.5)
-    return keep((exp_less(z, m, 3) / total).astype(x.dtype), mask)
+    e = exp_less(z, m)
+    return keep((e / at_least(sum_of(e, axis), 0.5)).astype(x.dtype), mask)
 
 
 @op(
@@ -137,7 +136,7 @@ def softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) ->
 def _rule_log_softmax(out, arrays, tangents, *, axis):
     _, mask = pair(arrays)
     t = spread(wide_softmax(arrays, axis), widen(keep(tangents[0], mask)), axis)
-    constant = jnp.isinf(out) | saturated(out)
+    constant = abs(out) >= largest(out.dtype)
     return keep(jnp.where(constant, 0, t.astype(out.dtype)), mask)
 
 
@@ -146,9 +145,11 @@ def _log_softmax(x, mask=None, *, axis):
     z = widen(keep(x, mask, -inf))
     m = shift(z, axis)
     # Finite input gives a finite value; -inf in gives -inf out, beside a NaN too NaN.
-    y = (jnp.minimum(z, m) - m) - log_of_sum(z, m, axis)
-    y = narrow(y, x.dtype, jnp.minimum(z, 0))
-    return keep(y, mask, -largest(x.dtype))
+    fall = z - m
+    y = jnp.where(fall > 0, 0, fall) - log_of_sum(z, m, axis)
+    low = -largest(x.dtype)
+    y = jnp.where(y < low, jnp.where(z > -inf, low, y), y)
+    return keep(cast(y, x.dtype), mask, low)
 
 
 @op(
