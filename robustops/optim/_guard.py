@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 
 from robustops.optim._checks import check_count, check_inner, check_number, check_params
@@ -234,6 +235,8 @@ def guard(
             over = [n.exceeds(c).any() for n, c in zip(norms, limits, strict=True)]
             clips = ~all_shards(~functools.reduce(jnp.logical_or, over, clips), axis_name)
             factors = [n.factors(c) for n, c in zip(norms, limits, strict=True)]
+        # Numbers that are read, and not expressions that XLA would put into every kernel.
+        factors = lax.optimization_barrier(factors)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
             clipped = map_floats(lambda g, f: times(g, *f), updates, factors)
