@@ -26,7 +26,7 @@ BELOW = {
     "_contract": {"_accuracy", "_spec", "_total", "numpy"},
     "_faults": {"optax"},
     "testing": {"_accuracy", "_contract", "_faults", "_spec", "_total"},
-    "optim": {"_numerics", "optax"},
+    "optim": {"_numerics", "optax", "flax"},
     "models": {"ops", "losses", "flax"},
     "train": {
         *{"ops", "losses", "optim", "models", "program", "testing"},

@@ -71,10 +71,8 @@ def test_guarded_apply_judges_what_comes_out_of_any_transformation():
 
 def test_guarded_apply_decides_once(monkeypatch):
     calls = []
-    real = jax.lax.platform_dependent
-    monkeypatch.setattr(
-        jax.lax, "platform_dependent", lambda **forms: calls.append(1) or real(**forms)
-    )
+    real = jax.lax.switch
+    monkeypatch.setattr(jax.lax, "switch", lambda *args: calls.append(1) or real(*args))
     for wrap in GUARDS.values():
         tx = wrap(adam())
         calls.clear()
@@ -176,6 +174,48 @@ def test_rollback_survives_a_learning_rate_that_blows_up():
     assert_finite(w)
 
 
+@pytest.mark.parametrize("order", ["as results", "crossed"])
+def test_a_snapshot_on_the_host_comes_back_bit_for_bit(run, order):
+    tx: Any = optim.rollback(adam(), patience=2, snapshot_every=2, snapshot="host")
+    one = lambda p, s, g, value: optim.guarded_apply(tx, g, s, p, value=value)
+    if run is jax.jit:  # donated, in an order in which buffers could change places
+        step = jax.jit(one, donate_argnums=(0, 1))
+        if order == "crossed":
+            crossed = jax.jit(lambda s, p, g, v: one(p, s, g, v), donate_argnums=(0, 1))
+            step = lambda p, s, g, v: crossed(s, p, g, v)
+    else:
+        step = one
+    params = jax.tree.map(jnp.array, make_params())
+    state, seen = tx.init(params), []
+    for _ in range(4):
+        seen.append(bits((params, state.inner_state.inner_state)))
+        params, state = step(params, state, make_grads(), 1.0)
+    arrays = [x for x in jax.tree.leaves((state.params, state.snapshot)) if x.ndim]
+    assert {x.sharding.memory_kind for x in arrays} == {"pinned_host"}
+    for value in (1e9, np.nan):
+        params, state = step(params, state, make_grads(), value)
+    assert int(state.rollbacks) == 1
+    assert bits((params, state.inner_state.inner_state)) == seen[3]
+    assert {x.sharding.memory_kind for x in jax.tree.leaves(params)} == {"device"}
+
+
+def test_a_snapshot_on_the_host_needs_a_host_memory(monkeypatch):
+    with pytest.raises(
+        ValueError, match="rollback: snapshot must be 'device' or 'host', got 'cpu'"
+    ):
+        optim.rollback(adam(), snapshot="cpu")  # pyright: ignore[reportArgumentType]
+
+    class Device:
+        device_kind = "metal"
+
+        def addressable_memories(self):
+            return [type("Memory", (), {"kind": "device"})]
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device()])
+    with pytest.raises(ValueError, match=r"needs memory of kind pinned_host, and metal has device"):
+        optim.rollback(adam(), snapshot="host").init(make_params())
+
+
 # dynamic_loss_scale
 
 
@@ -270,7 +310,7 @@ def test_raise_if_stuck_says_what_when_and_what_to_try():
         optim.raise_if_stuck(state)
 
 
-def test_unless_refused_keeps_the_rest_of_an_nnx_model():
+def test_undo_if_refused_keeps_the_rest_of_an_nnx_model():
     class Model(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
             self.linear = nnx.Linear(3, 4, rngs=rngs)
@@ -285,11 +325,10 @@ def test_unless_refused_keeps_the_rest_of_an_nnx_model():
 
     @nnx.jit
     def train(model, optimizer, x):
-        rest = lambda: nnx.as_pure(nnx.state((model, optimizer.step), nnx.Not(nnx.Param)))
-        kept = rest()
+        undo = optim.undo_if_refused(model, optimizer)
         grads = nnx.grad(lambda m: jnp.mean(m(x) ** 2))(model)
         optimizer.update(model, grads)
-        nnx.update((model, optimizer.step), optim.unless_refused(optimizer, rest(), kept))
+        undo()
 
     def everything():
         leaves = jax.tree.leaves(nnx.as_pure(nnx.state((model, optimizer.step))))
@@ -306,6 +345,9 @@ def test_unless_refused_keeps_the_rest_of_an_nnx_model():
     after = everything()
     assert int(optimizer.step[...]) == 2
     assert sum(a != b for a, b in zip(after, before, strict=True)) >= 6
+    bare = nnx.Optimizer(model, adam(), wrt=nnx.Param)
+    with pytest.raises(ValueError, match=r"health: no state of robustops.optim.guard"):
+        optim.undo_if_refused(model, bare)
 
 
 def test_injected_faults_come_when_and_where_they_are_asked_for():

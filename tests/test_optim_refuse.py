@@ -181,6 +181,67 @@ def test_state_that_overflows_behind_a_finite_update_is_refused(run):
     assert bits((after, state.inner_state)) == bits((params, tx.init(params).inner_state))
 
 
+def test_one_bad_element_of_many_leaves_is_enough(run):
+    """Leaves of one shape are judged together: each of them must count, in gradient and update."""
+    params = [jnp.ones((3, 2)) for _ in range(10)] + [jnp.ones(3)] * 2
+    good = jax.tree.map(lambda p: 0.1 * p, params)
+    huge = optax.stateless(lambda g, _: jax.tree.map(lambda x: jnp.where(x > 0.5, jnp.inf, x), g))
+    tx: Any = optim.skip_nonfinite(optax.chain(optax.trace(0.9), huge))
+    step, state = run(stepper(tx)), tx.init(params)
+    for i in range(12):
+        for value in (np.nan, 1.0):  # in the gradient; out of it, in the update
+            bad = [g.at[(-1,) * g.ndim].set(value) if i == j else g for j, g in enumerate(good)]
+            after, later = step(bad, state, params)
+            assert bits((after, later.inner_state)) == bits((params, state.inner_state)), (i, value)
+            assert int(later.skipped) == 1
+    after, later = step(good, state, params)
+    assert int(later.skipped) == 0
+
+
+def test_an_update_that_no_parameter_survives_is_refused(run):
+    # 2^103 is half a unit in the last place of the largest float32: less never overflows.
+    for rate, refused in ((2.0**102, 0), (2.0**104, 1), (3e38, 1)):
+        tx: Any = optim.skip_nonfinite(optax.scale(rate))
+        params = {"w": jnp.float32([jnp.finfo(jnp.float32).max, 0.0])}
+        after, state = run(stepper(tx))({"w": jnp.ones(2)}, tx.init(params), params)
+        assert int(state.skipped) == refused
+        assert_finite(after)
+
+
+@pytest.mark.parametrize("wrapper", [optim.skip_nonfinite, optim.guard])
+def test_judging_the_gradient_alone(wrapper, run):
+    tx: Any = wrapper(adam(), judge="gradient")
+    step, params = run(stepper(tx)), make_params()
+    params, state = step(make_grads(), tx.init(params), params)
+    for fault in (np.nan, np.inf, -np.inf, 1e30, 3e38):
+        before, skipped = bits((params, state.inner_state)), int(state.skipped)
+        params, state = step(plant(make_grads(), fault), state, params)
+        assert_finite((params, state.inner_state))
+        refused = wrapper is optim.skip_nonfinite or not abs(fault) < np.inf
+        assert int(state.skipped) == skipped + refused
+        assert (bits((params, state.inner_state)) == before) == refused
+    broken: Any = wrapper(optax.scale(jnp.inf), judge="gradient")
+    after, _ = run(stepper(broken))(make_grads(), broken.init(params), params)
+    assert not jnp.isfinite(after["w"]).all()  # what it does not promise
+    with pytest.raises(ValueError, match="judge must be 'step' or 'gradient', got 'all'"):
+        wrapper(adam(), judge="all")
+
+
+def test_weak_types_do_not_change_the_form(monkeypatch):
+    calls = []
+    real = jax.lax.switch
+    monkeypatch.setattr(jax.lax, "switch", lambda *args: calls.append(1) or real(*args))
+    tx: Any = optim.guard(adam())
+    params = {"w": jnp.full((4, 3), 0.1), "b": jnp.zeros(3)}  # full of a Python number: weak
+    assert jax.typeof(params["w"]).weak_type
+    jax.make_jaxpr(stepper(tx))(make_grads(), tx.init(params), params)
+    assert calls
+    one, two = jax.jit(stepper(tx)), stepper(tx)
+    for grads in (make_grads(), plant(make_grads(), np.nan)):
+        got, want = (f(grads, tx.init(params), params)[0] for f in (one, two))
+        chex.assert_trees_all_close(got, want, rtol=1e-6)
+
+
 def test_states_that_start_at_infinity_are_no_fault():
     tx: Any = optim.guard(optax.chain(adam(), optax.contrib.reduce_on_plateau(accumulation_size=3)))
     params, step = make_params(), jax.jit(stepper(tx))

@@ -36,10 +36,14 @@ ARMS: dict[str, Callable[[], Any]] = {
     "skip_nonfinite": lambda: optim.skip_nonfinite(adam()),
     "guard": lambda: optim.guard(adam()),
     "guard, AGC": lambda: optim.guard(adam(), clipping=0.01),
+    "skip_nonfinite, gradient": lambda: optim.skip_nonfinite(adam(), judge="gradient"),
+    "guard, gradient": lambda: optim.guard(adam(), judge="gradient"),
+    "guard, AGC, gradient": lambda: optim.guard(adam(), clipping=0.01, judge="gradient"),
     "dynamic_loss_scale": lambda: optim.dynamic_loss_scale(adam(), initial=1.0),
     "rollback": lambda: optim.rollback(optim.guard(adam())),
 }
-COST = (BARE, "apply_if_finite", STACK, "skip_nonfinite", "guard", "guard, AGC")
+GUARDS = tuple(name for name in ARMS if name.startswith(("skip_nonfinite", "guard")))
+COST = (BARE, "apply_if_finite", STACK, *GUARDS)
 """Those whose cost is measured."""
 
 
@@ -58,14 +62,17 @@ def one_call(tx: Any) -> Callable[..., Any]:
     return lambda grads, state, params: optim.guarded_apply(tx, grads, state, params)
 
 
+def _full(width: int) -> jax.Array:
+    # With a dtype: `full` of a Python number is weakly typed, which real parameters are not.
+    return jnp.full((width, width), 0.1, jnp.float32)
+
+
 TREES: dict[str, Callable[[], Any]] = {
     "60 leaves, 5M": lambda: [
-        {"w": jnp.full((500, 500), 0.1), "b": jnp.zeros(500), "s": jnp.ones(500)} for _ in range(20)
+        {"w": _full(500), "b": jnp.zeros(500), "s": jnp.ones(500)} for _ in range(20)
     ],
-    "400 leaves, 1M": lambda: [
-        {"w": jnp.full((70, 70), 0.1), "b": jnp.zeros(70)} for _ in range(200)
-    ],
-    "2 leaves, 10K": lambda: [{"w": jnp.full((100, 100), 0.1), "b": jnp.zeros(100)}],
+    "400 leaves, 1M": lambda: [{"w": _full(70), "b": jnp.zeros(70)} for _ in range(200)],
+    "2 leaves, 10K": lambda: [{"w": _full(100), "b": jnp.zeros(100)}],
 }
 QUICK_TREE = "2 leaves, 10K"
 

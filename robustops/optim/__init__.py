@@ -12,6 +12,7 @@ from robustops.optim._health import Health as Health
 from robustops.optim._health import StuckError as StuckError
 from robustops.optim._health import health as health
 from robustops.optim._health import raise_if_stuck as raise_if_stuck
+from robustops.optim._health import undo_if_refused as undo_if_refused
 from robustops.optim._health import unless_refused as unless_refused
 from robustops.optim._learned import ClipByPercentileState as ClipByPercentileState
 from robustops.optim._learned import ClipByZscoreState as ClipByZscoreState

@@ -13,11 +13,10 @@ from robustops.optim._norms import (
     Norm,
     float_leaves,
     is_float,
-    leaf_norms,
     map_floats,
-    total_norm,
+    tree_norm,
+    unit_norms,
     units,
-    whole,
 )
 
 
@@ -65,7 +64,7 @@ def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformationExtr
         **extra_args: Any,
     ) -> tuple[optax.Updates, ClipByGlobalNormState]:
         del params, extra_args
-        norm = total_norm(leaf_norms(float_leaves(updates), whole))
+        norm = tree_norm(float_leaves(updates))
         limit = jnp.asarray(max_norm, norm.scaled.dtype)
         clipped = count_if(norm.exceeds(limit), state.clipped)
         updates = map_floats(lambda g: norm.shrink(g, limit), updates)
@@ -112,7 +111,7 @@ def adaptive_grad_clip(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         check_params("adaptive_grad_clip", params)
-        norms = leaf_norms(float_leaves(updates), lambda shape: units(shape, axis))
+        norms = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
         limits = unit_limits(updates, params, clipping, eps, axis)
         return map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits), state
 
@@ -127,7 +126,7 @@ def unit_limits(
     axis: int | Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """`clipping * max(|p_u|, eps)` for each floating leaf of `updates`, one number a unit."""
-    norms = leaf_norms(params_of(updates, params), lambda shape: units(shape, axis))
+    norms = unit_norms(params_of(updates, params), lambda shape: units(shape, axis))
     return [jnp.multiply(clipping, jnp.maximum(n.value, eps)).astype(n.scaled.dtype) for n in norms]
 
 

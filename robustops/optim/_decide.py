@@ -12,7 +12,14 @@ from jax import lax
 from jax.core import Tracer
 
 from robustops.optim._checks import check_inner, check_params, check_same_leaves
-from robustops.optim._norms import AxisName, all_shards, is_float
+from robustops.optim._norms import (
+    AxisName,
+    all_shards,
+    by_platform,
+    is_float,
+    sum_each,
+    sum_folded,
+)
 
 Step = Callable[[], tuple[Any, optax.OptState]]
 
@@ -22,8 +29,10 @@ class Rescue(NamedTuple):
 
     wanted: Callable[[jax.Array], jax.Array]
     """Whether to return to the snapshot, given whether the step could be taken."""
-    params: optax.Params
-    inner_state: optax.OptState
+    fetch: Callable[[], tuple[optax.Params, optax.OptState]]
+    """Parameters and inner state of the snapshot."""
+    remote: bool
+    """Whether `fetch` moves them from another memory, which only a return should pay for."""
 
 
 class Proposal(NamedTuple):
@@ -33,8 +42,8 @@ class Proposal(NamedTuple):
     """Makes the updates and the next inner state; pure, and may be computed twice."""
     ok: jax.Array
     """What is known already, for instance that the norm of the gradient is finite."""
-    grads: optax.Updates
-    """Judged as well, leaf by leaf; `()` where `ok` says it all."""
+    grads: optax.Updates | None
+    """Judged as well, leaf by leaf; `()` where `ok` says it all of them, None of the whole step."""
     inner_state: optax.OptState
     """Kept, bit for bit, if the step is refused."""
     params: optax.Params | None
@@ -139,39 +148,50 @@ def _decide(
         the finished updates, the inner state, and whether the step could be taken.
     """
     updates, new_state = p.step()
-    finite = [jnp.isfinite(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
-    finite += _stay_finite(p.inner_state, new_state) + _updates_finite(updates, p.params)
-    ok = all_shards(p.ok & _all(finite, _leaf_counts(updates)), p.axis_name)
+    ok = p.ok if p.grads is None else p.ok & _sound(p, updates, new_state)
+    ok = all_shards(ok, p.axis_name)
+    which = ok.astype(jnp.int32)
+    if p.rescue is not None:
+        which = jnp.where(p.rescue.wanted(ok), 2, which)
+
+    def refuse() -> tuple[Any, optax.OptState]:
+        return _strong((keep(updates), p.inner_state))
 
     def take() -> tuple[Any, optax.OptState]:
         updates, state = p.step()
-        return finish(updates), state
+        return _strong((finish(updates), state))
 
-    outcomes = [(keep(updates), p.inner_state), (finish(updates), new_state)]
-    which = ok.astype(jnp.int32)
-    if p.rescue is not None:
-        outcomes.append((restore(updates, p.params, p.rescue.params), p.rescue.inner_state))
-        which = jnp.where(p.rescue.wanted(ok), 2, which)
+    def go_back() -> tuple[Any, optax.OptState]:
+        assert p.rescue is not None
+        params, state = p.rescue.fetch()
+        return _strong((restore(updates, p.params, params), state))
+
+    makers = [refuse, take, go_back][: 2 if p.rescue is None else 3]
+    outcomes = [refuse(), (finish(updates), new_state), *(make() for make in makers[2:])]
+    remote = p.rescue is not None and p.rescue.remote and isinstance(which, Tracer)
 
     def select() -> tuple[Any, optax.OptState]:
         chosen = outcomes[0]
-        for i, outcome in enumerate(outcomes[1:], 1):
+        for i, outcome in enumerate(outcomes[1 : 2 if remote else 3], 1):
             chosen = jax.tree.map(functools.partial(jnp.where, which == i), outcome, chosen)
-        return chosen
+        return lax.cond(which == 2, go_back, lambda: _strong(chosen)) if remote else chosen
 
     def branch() -> tuple[Any, optax.OptState]:
-        branches = [lambda: outcomes[0], take, lambda: outcomes[-1]]
-        return lax.switch(which, branches[: len(outcomes)])
+        return lax.switch(which, makers)
 
-    types = [[jax.typeof(x) for x in jax.tree.leaves(outcome)] for outcome in outcomes]
-    if not isinstance(which, Tracer) or any(t != types[0] for t in types):
-        new, state = select()
-    else:
-        # Accelerators fuse the select with the inner update. XLA for CPU copies both trees for it
-        # (measured: 4x to 6x a bare Adam step); there `step` is computed once for its verdict only,
-        # which stores a byte an element, and once more, in place, in the branch that is taken.
-        new, state = lax.platform_dependent(cpu=branch, default=select)
+    # Accelerators fuse the select with the inner update. XLA for CPU copies both trees for it
+    # (measured: 4x to 6x a bare Adam step); there `step` is computed once for its verdict only,
+    # and once more, in place, in the branch that is taken. Branches must agree in type, which
+    # they may not where only some outcomes vary over the axes of a shard_map.
+    types = [[jax.typeof(x) for x in jax.tree.leaves(_strong(outcome))] for outcome in outcomes]
+    alike = isinstance(which, Tracer) and all(t == types[0] for t in types)
+    new, state = by_platform(branch, select, [which]) if alike else select()
     return new, state, ok
+
+
+def _strong(tree: Any) -> Any:
+    """Without weak types, which are lost anyway where an outcome without them is chosen."""
+    return jax.tree.map(lambda x: x.astype(x.dtype) if jax.typeof(x).weak_type else x, tree)
 
 
 def _no_update(updates: optax.Updates) -> optax.Updates:
@@ -187,31 +207,55 @@ def _update_to(updates: optax.Updates, params: Any, snapshot: Any) -> optax.Upda
     return treedef.unflatten([s.astype(u.dtype) - p.astype(u.dtype) for u, p, s in rows])
 
 
-def _stay_finite(old: Any, new: Any) -> list[jax.Array]:
-    """Per element: finite, or not finite before (some states start at inf, as a best loss does).
+def _sound(p: Proposal, updates: optax.Updates, new_state: Any) -> jax.Array:
+    """Whether nothing that the step reads or makes is newly non-finite."""
+    faults = [_fault(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
+    faults += _state_faults(p.inner_state, new_state) + _update_faults(updates, p.params)
+    terms = _deal(faults, _leaf_counts(updates))
+    folded, each = (functools.partial(form, terms, jnp.float32) for form in (sum_folded, sum_each))
+    return by_platform(folded, each, terms) == 0
+
+
+def _fault(x: Any) -> jax.Array:
+    """0, and NaN where x is not finite: faults can be added up."""
+    x = jnp.asarray(x)
+    if jnp.iscomplexobj(x):
+        return _fault(x.real) + _fault(x.imag)
+    return (x * 0).astype(jnp.float32)
+
+
+def _state_faults(old: Any, new: Any) -> list[jax.Array]:
+    """Not of what was not finite before: some states start at inf, as a best loss does.
 
     A `last_norm` is a report, which is meant to show a NaN.
     """
     rows = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True)
     return [
-        jnp.isfinite(y) | ~jnp.isfinite(x)
+        _fault(jnp.where(jnp.isfinite(x), y, 0))
         for (path, x), y in rows
         if is_float(y) and is_float(x) and not jax.tree_util.keystr(path).endswith(".last_norm")
     ]
 
 
-def _updates_finite(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
+def _update_faults(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
     leaves = [jnp.asarray(u) for u in jax.tree.leaves(updates)]
     if params is None:
-        return [jnp.isfinite(u) for u in leaves if is_float(u)]
+        return [_fault(u) for u in leaves if is_float(u)]
     check_same_leaves(updates, params)
     pairs = zip(leaves, map(jnp.asarray, jax.tree.leaves(params)), strict=True)
-    return [_arrives(u, p) for u, p in pairs if is_float(u) or is_float(p)]
+    return [_arrival_fault(u, p) for u, p in pairs if is_float(u) or is_float(p)]
 
 
-def _arrives(u: jax.Array, p: jax.Array) -> jax.Array:
-    """Whether u is finite and so is the parameter it makes, which a wider dtype does not ensure."""
-    return jnp.isfinite(u) & (jnp.isfinite((p + u).astype(p.dtype)) | ~jnp.isfinite(p))
+def _arrival_fault(u: jax.Array, p: jax.Array) -> jax.Array:
+    """NaN where u is not finite, or the parameter that it makes; else 0."""
+    info = jnp.finfo(p.dtype) if is_float(p) else None
+    if info is None or (info.bits < 32 and info.dtype != jnp.bfloat16) or jnp.iscomplexobj(u):
+        made = (p + u).astype(p.dtype)
+        return _fault(u) + _fault(jnp.where(jnp.isfinite(p), made, 0))
+    # Half a unit in the last place of the largest number, 1e31 in float32: no finite parameter
+    # overflows by less. So the parameters need not be read. float16 would leave 16.
+    room = min(float(info.max) * float(info.eps) / 4, float(jnp.finfo(u.dtype).max))
+    return jnp.where(jnp.abs(u) <= room, jnp.float32(0), jnp.float32(jnp.nan))
 
 
 def _leaf_counts(tree: Any) -> dict[tuple[int, ...], int]:
@@ -221,17 +265,17 @@ def _leaf_counts(tree: Any) -> dict[tuple[int, ...], int]:
     return counts
 
 
-def _all(flags: list[jax.Array], counts: dict[tuple[int, ...], int]) -> jax.Array:
-    """Whether all flags hold; those of one parameter (update, moments) share one reduction.
+def _deal(faults: list[jax.Array], counts: dict[tuple[int, ...], int]) -> list[jax.Array]:
+    """Those of one parameter (gradient, moments, update) added up, so that one kernel reads them.
 
     Leaves of one shape come in the order of the parameters, tree after tree, so dealing them out
     in turn puts a parameter's own together. A wrong guess costs time only.
     """
     groups: dict[tuple[tuple[int, ...], int], jax.Array] = {}
     seen: dict[tuple[int, ...], int] = {}
-    for f in flags:
+    for f in faults:
         turn = seen.get(f.shape, 0)
         seen[f.shape] = turn + 1
         key = f.shape, turn % counts.get(f.shape, 1)
-        groups[key] = groups[key] & f if key in groups else f
-    return functools.reduce(jnp.logical_and, [f.all() for f in groups.values()], jnp.bool_(True))
+        groups[key] = groups[key] + f if key in groups else f
+    return list(groups.values())

@@ -1,11 +1,12 @@
 """Optimizer wrappers that refuse a bad step whole: parameters and state stay as they were."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jax.typing import ArrayLike
 
 from robustops.optim._checks import check_count, check_inner, check_number, check_params
@@ -18,12 +19,17 @@ from robustops.optim._norms import (
     all_shards,
     float_leaves,
     largest,
-    leaf_norms,
     map_floats,
+    sum_squares,
+    times,
     total_norm,
+    tree_norm,
+    unit_norms,
     units,
     whole,
 )
+
+Judge = Literal["step", "gradient"]
 
 
 class SkipNonfiniteState(NamedTuple):
@@ -66,6 +72,7 @@ def skip_nonfinite(
     inner: optax.GradientTransformation | optax.MultiSteps,
     *,
     max_consecutive: int = 50,
+    judge: Judge = "step",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Refuses every step with a NaN or inf: neither parameters nor inner state change.
@@ -87,6 +94,8 @@ def skip_nonfinite(
     Args:
         inner: any optax transformation. Extra arguments of `update` are passed on to it.
         max_consecutive: refusals in a row after which the state says stuck, >= 1.
+        judge: ``"step"`` judges gradient, update and inner state; ``"gradient"`` the gradient
+            alone, at a good part of the cost, and what overflows inside of `inner` passes.
         axis_name: axis names of `shard_map` or `pmap`: a step is refused on all shards if one
             shard must refuse it. Needed there if gradients differ between shards.
 
@@ -95,10 +104,11 @@ def skip_nonfinite(
 
     Raises:
         TypeError: `inner` is not a transformation.
-        ValueError: `max_consecutive` is not an integer >= 1.
+        ValueError: `max_consecutive` is not an integer >= 1, or `judge` is neither of the two.
     """
     tx = check_inner("skip_nonfinite", inner)
     check_count("skip_nonfinite", "max_consecutive", max_consecutive)
+    _check_judge("skip_nonfinite", judge)
 
     def init(params: optax.Params) -> SkipNonfiniteState:
         return SkipNonfiniteState(tx.init(params), *_no_steps())
@@ -109,10 +119,12 @@ def skip_nonfinite(
         params: optax.Params | None,
         extra_args: dict[str, Any],
     ) -> Proposal:
+        light = judge == "gradient"
         return Proposal(
             step=lambda: tx.update(updates, state.inner_state, params, **extra_args),
-            ok=jnp.bool_(True),
-            grads=updates,
+            # A sum of squares that overflows would do so in a second moment as well.
+            ok=jnp.isfinite(sum_squares(float_leaves(updates))) if light else jnp.bool_(True),
+            grads=None if light else updates,
             inner_state=state.inner_state,
             params=params,
             axis_name=axis_name,
@@ -133,6 +145,7 @@ def guard(
     eps: ArrayLike = 1e-3,
     max_relative_update: ArrayLike | None = None,
     max_consecutive: int = 50,
+    judge: Judge = "step",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Wraps an optimizer so that no gradient, however bad, can destroy the run.
@@ -161,6 +174,8 @@ def guard(
         max_relative_update: the r of the cap, > 0; None for no cap. Needs `params` in `update`.
             The survival benchmark takes 0.02 with `eps=0.1`, and learns at 1e30 times the rate.
         max_consecutive: refusals in a row after which the state says stuck, >= 1.
+        judge: ``"step"`` judges gradient, update and inner state; ``"gradient"`` the gradient
+            alone, at a good part of the cost, and what overflows inside of `inner` passes.
         axis_name: axis names of `shard_map` or `pmap`: all shards refuse, or none, and all clip
             by the largest of their norms. Needed there if gradients differ between shards.
 
@@ -169,7 +184,8 @@ def guard(
 
     Raises:
         TypeError: `inner` is not a transformation.
-        ValueError: a number is out of range or, in `update`, parameters are needed and missing.
+        ValueError: a number is out of range, `judge` is neither of the two or, in `update`,
+            parameters are needed and missing.
     """
     tx = check_inner("guard", inner)
     for name, value in [
@@ -182,6 +198,7 @@ def guard(
             check_number("guard", name, value)
     check_number("guard", "eps", eps, zero=True)
     check_count("guard", "max_consecutive", max_consecutive)
+    _check_judge("guard", judge)
 
     def init(params: optax.Params) -> GuardState:
         counters = _no_steps()
@@ -197,8 +214,9 @@ def guard(
     ) -> Proposal:
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
-        norms = leaf_norms(float_leaves(updates), whole if clipping is None else units)
-        norm = total_norm(norms)
+        leaves = float_leaves(updates)
+        norms = None if clipping is None else unit_norms(leaves, units)
+        norm = tree_norm(leaves) if norms is None else total_norm(norms)
         finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
         norm = largest(norm, axis_name)
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
@@ -208,20 +226,20 @@ def guard(
             learned = state.norms.limit(size, max_zscore, WARMUP)
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
-        limits: list[jax.Array] | None = None
-        if clipping is not None:
+        factors = [norm.factors(limit)] * len(leaves)
+        if norms is not None:
             limits = unit_limits(updates, params, clipping, eps)
             limits = [
                 jnp.minimum(c, _share(n, norm, limit)) for n, c in zip(norms, limits, strict=True)
             ]
             over = [n.exceeds(c).any() for n, c in zip(norms, limits, strict=True)]
             clips = ~all_shards(~functools.reduce(jnp.logical_or, over, clips), axis_name)
+            factors = [n.factors(c) for n, c in zip(norms, limits, strict=True)]
+        # Numbers that are read, and not expressions that XLA would put into every kernel.
+        factors = lax.optimization_barrier(factors)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
-            if limits is None:
-                clipped = map_floats(lambda g: norm.shrink(g, limit), updates)
-            else:
-                clipped = map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits)
+            clipped = map_floats(lambda g, f: times(g, *f), updates, factors)
             proposed, inner_state = tx.update(clipped, state.inner_state, params, **extra_args)
             if max_relative_update is not None:
                 proposed = _cap(proposed, params, max_relative_update, eps)
@@ -239,7 +257,8 @@ def guard(
                 norms=seen,
             )
 
-        return Proposal(step, finite, (), state.inner_state, params, axis_name, commit)
+        judged = None if judge == "gradient" else ()
+        return Proposal(step, finite, judged, state.inner_state, params, axis_name, commit)
 
     return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost))  # pyright: ignore[reportArgumentType]
 
@@ -253,6 +272,11 @@ def guarded(
         tx = skip_nonfinite(tx, axis_name=axis_name)
     assert isinstance(tx.update, Guarded)
     return tx, tx.update
+
+
+def _check_judge(where: str, judge: Judge) -> None:
+    if judge not in ("step", "gradient"):
+        raise ValueError(f"{where}: judge must be 'step' or 'gradient', got {judge!r}")
 
 
 def _innermost(state: SkipNonfiniteState | GuardState) -> optax.OptState:
@@ -289,10 +313,10 @@ def _share(unit: Norm, total: Norm, limit: jax.Array) -> jax.Array:
 def _cap(
     updates: optax.Updates, params: optax.Params | None, ratio: ArrayLike, eps: ArrayLike
 ) -> optax.Updates:
-    norms = leaf_norms(float_leaves(updates), whole)
+    norms = unit_norms(float_leaves(updates), whole)
     leaves = params_of(updates, params)
     limits = [
         jnp.multiply(ratio, jnp.maximum(n.value, eps * p.size**0.5)).astype(n.scaled.dtype)
-        for n, p in zip(leaf_norms(leaves, whole), leaves, strict=True)
+        for n, p in zip(unit_norms(leaves, whole), leaves, strict=True)
     ]
     return map_floats(lambda u, n, c: n.shrink(u, c), updates, norms, limits)

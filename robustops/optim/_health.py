@@ -1,6 +1,6 @@
 """Reading the counters of the guards, wherever in an optimizer state they are."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -118,12 +118,7 @@ def unless_refused(opt_state: Any, new: Tree, old: Tree) -> Tree:
 
         stats = unless_refused(opt_state, new_stats, stats)
 
-    With flax.nnx, where the model and the optimizer's step count are changed in place::
-
-        rest = lambda: nnx.as_pure(nnx.state((model, optimizer.step), nnx.Not(nnx.Param)))
-        kept = rest()
-        ...  # loss, gradients, optimizer.update(model, grads)
-        nnx.update((model, optimizer.step), unless_refused(optimizer, rest(), kept))
+    With flax.nnx `undo_if_refused` does this in place.
 
     Args:
         opt_state: after the update; as for `health`.
@@ -135,6 +130,39 @@ def unless_refused(opt_state: Any, new: Tree, old: Tree) -> Tree:
     """
     refused = health(opt_state).consecutive_skipped > 0
     return jax.tree.map(lambda n, o: jnp.where(refused, o, n), new, old)
+
+
+def undo_if_refused(model: Any, optimizer: Any) -> Callable[[], None]:
+    """Puts back what a refused step of flax.nnx has changed beside the parameters.
+
+    That is the step count of the optimizer, BatchNorm statistics, dropout keys and all else in the
+    model that the optimizer does not train. Two lines in the step, jitted or not::
+
+        undo = undo_if_refused(model, optimizer)
+        ...  # loss, gradients, optimizer.update(model, grads)
+        undo()
+
+    Args:
+        model: the `nnx.Module`, before the forward pass.
+        optimizer: its `nnx.Optimizer`, around a guard.
+
+    Returns:
+        What to call after `optimizer.update`; it changes nothing if the step was taken.
+
+    Raises:
+        ValueError: as for `health`.
+    """
+    from flax import nnx  # Here, so that the guards need optax only.
+
+    nodes = model, optimizer.step
+    rest = lambda: nnx.as_pure(nnx.state(nodes, nnx.Not(optimizer.wrt)))
+    health(optimizer)  # without a guard inside, say so before the step
+    kept = rest()
+
+    def undo() -> None:
+        nnx.update(nodes, unless_refused(optimizer, rest(), kept))
+
+    return undo
 
 
 def _account(now: Health) -> str:

@@ -14,10 +14,8 @@ from robustops.optim._norms import (
     Norm,
     float_leaves,
     largest,
-    leaf_norms,
     map_floats,
-    total_norm,
-    whole,
+    tree_norm,
 )
 
 DECAY, WARMUP = 0.97, 25
@@ -215,7 +213,7 @@ def clip_by_percentile(
 
 
 def _shared_norm(updates: optax.Updates, axis_name: AxisName) -> Norm:
-    return largest(total_norm(leaf_norms(float_leaves(updates), whole)), axis_name)
+    return largest(tree_norm(float_leaves(updates)), axis_name)
 
 
 def _clip(

@@ -1,6 +1,6 @@
 """Return to the last good parameters, after bad steps or a blow-up of the loss."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from robustops.optim._decide import Guarded, Proposal, Rescue
 from robustops.optim._guard import guarded
 from robustops.optim._norms import AxisName, all_shards, is_float
 
+_HOST_AXES = 6
+
 
 class RollbackState(NamedTuple):
     """State of `rollback`."""
@@ -21,7 +23,7 @@ class RollbackState(NamedTuple):
     inner_state: optax.OptState
     """State of the guarded inner transformation."""
     params: optax.Params
-    """Parameters of the snapshot."""
+    """Parameters of the snapshot; with ``snapshot="host"`` six axes of size 1 come first."""
     snapshot: optax.OptState
     """State of the innermost transformation (Adam, say) that belongs to them."""
     age: jax.Array
@@ -48,6 +50,7 @@ def rollback(
     snapshot_every: int = 100,
     rate_decay: ArrayLike = 1.0,
     max_rollbacks: int = 10,
+    snapshot: Literal["device", "host"] = "device",
     axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Keeps a snapshot of parameters and state, and returns to it after `patience` bad steps.
@@ -74,6 +77,9 @@ def rollback(
         snapshot_every: good steps from one snapshot to the next, >= 1.
         rate_decay: factor on all later updates at each return, > 0 and <= 1.
         max_rollbacks: returns after which there are no more, >= 1.
+        snapshot: memory that holds the snapshot. ``"host"`` spares the accelerator's: arrays move
+            there every `snapshot_every` good steps, and back at a return. On CPU it is the same
+            memory by another name.
         axis_name: axis names of `shard_map` or `pmap`: a value is bad on all shards if it is on
             one. A guarded `inner` needs its own.
 
@@ -83,8 +89,8 @@ def rollback(
 
     Raises:
         TypeError: `inner` is not a transformation.
-        ValueError: a number is out of range or, in `update`, the parameters are missing or `value`
-            is not a scalar.
+        ValueError: a number is out of range, `snapshot` is neither of the two or its memory is not
+            there or, in `update`, the parameters are missing or `value` is not a scalar.
     """
     tx, inside = guarded("rollback", inner, axis_name)
     check_count("rollback", "patience", patience)
@@ -92,14 +98,21 @@ def rollback(
     check_count("rollback", "max_rollbacks", max_rollbacks)
     check_number("rollback", "blow_up", blow_up)
     check_number("rollback", "rate_decay", rate_decay, most=1)
+    if snapshot not in ("device", "host"):
+        raise ValueError(f"rollback: snapshot must be 'device' or 'host', got {snapshot!r}")
+    remote = snapshot == "host"
 
     def init(params: optax.Params) -> RollbackState:
+        if remote:
+            _check_host_memory()
         inner_state = tx.init(params)
         # New arrays throughout: a donated buffer must not be given twice.
+        new = jax.tree.map(jnp.array, (params, inside.innermost(inner_state)))
+        kept_params, kept_state = _to_host(new) if remote else new
         return RollbackState(
             inner_state,
-            params=jax.tree.map(jnp.array, params),
-            snapshot=jax.tree.map(jnp.array, inside.innermost(inner_state)),
+            params=kept_params,
+            snapshot=kept_state,
             age=jnp.zeros((), jnp.int32),
             bad=jnp.zeros((), jnp.int32),
             best=jnp.full((), jnp.inf, jnp.float32),
@@ -128,7 +141,12 @@ def rollback(
             blown = ~jnp.isfinite(value) | (value > state.best + blow_up * jnp.abs(state.best))
             blown = ~all_shards(~blown, axis_name)
         proposal = inside.propose(updates, state.inner_state, params, extra_args)
-        rest = lax.cond(state.unfinished, lambda: _differ(params, state.params), lambda: False)
+
+        def fetch() -> tuple[optax.Params, optax.OptState]:
+            kept = state.params, state.snapshot
+            return _to_device(kept) if remote else kept
+
+        rest = lax.cond(state.unfinished, lambda: _differ(params, fetch()[0]), lambda: False)
         rest = ~all_shards(~rest, axis_name)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
@@ -147,9 +165,11 @@ def rollback(
             aged = jnp.where(good, state.age + 1, state.age)
             fresh = good & (aged >= snapshot_every)
             # Of the parameters before this update: it is they that the value is of.
-            current = params, proposal.inner_state
+            current = lambda: (params, proposal.inner_state)
             kept_params, kept_state = lax.cond(
-                fresh, lambda: current, lambda: (state.params, state.snapshot)
+                fresh,
+                lambda: _to_host(current()) if remote else current(),
+                lambda: (state.params, state.snapshot),
             )
             best = state.best if value is None else jnp.minimum(state.best, value)
             return RollbackState(
@@ -165,7 +185,7 @@ def rollback(
                 stuck=due(ok) & ~back,
             )
 
-        rescue = Rescue(lambda ok: returns(ok) | rest, state.params, state.snapshot)
+        rescue = Rescue(lambda ok: returns(ok) | rest, fetch, remote)
         return proposal._replace(step=step, commit=commit, rescue=rescue)
 
     innermost = lambda state: inside.innermost(state.inner_state)
@@ -178,6 +198,42 @@ def _scalar(value: Any) -> jax.Array | None:
     if jnp.shape(value) != ():
         raise ValueError(f"rollback: value must be a scalar, got shape {jnp.shape(value)}")
     return jnp.asarray(value, jnp.float32)
+
+
+def _check_host_memory() -> None:
+    device = jax.local_devices()[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if "pinned_host" not in kinds:
+        raise ValueError(
+            f"rollback: snapshot='host' needs memory of kind pinned_host, and {device.device_kind}"
+            f" has {', '.join(kinds)}; use snapshot='device'"
+        )
+
+
+def _to_host(tree: Any) -> Any:
+    """The arrays of `tree` in host memory; scalars, which cost nothing, and keys as they are."""
+
+    def move(x: jax.Array) -> jax.Array:
+        # Of a shape that no array on the device has: jit would make a donated host array the
+        # buffer of a device result of the same shape, and the process aborts (jax 0.10 to 0.12).
+        x = jnp.expand_dims(x, tuple(range(_HOST_AXES)))
+        return jax.device_put(x, jax.memory.Space.Host)
+
+    return jax.tree.map(lambda x: move(x) if _travels(x) else x, tree)
+
+
+def _to_device(tree: Any) -> Any:
+    """The inverse of `_to_host`."""
+
+    def move(x: jax.Array) -> jax.Array:
+        x = jax.device_put(x, jax.memory.Space.Device)
+        return jnp.squeeze(x, tuple(range(_HOST_AXES)))
+
+    return jax.tree.map(lambda x: move(x) if _travels(x) else x, tree)
+
+
+def _travels(x: Any) -> bool:
+    return jnp.ndim(x) > 0 and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
 
 
 def _differ(params: Any, snapshot: Any) -> jax.Array:
