@@ -185,7 +185,9 @@ def with_subjaxprs(eqn: JaxprEqn, new: Mapping[str, Sequence[Any]]) -> JaxprEqn:
     for name, jaxprs in new.items():
         old = params[name]
         if isinstance(old, tuple | list):
-            params[name] = type(old)(_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+            items = [_like(o, j) for o, j in zip(old, jaxprs, strict=True)]
+            # custom_linear_solve has a named tuple of them.
+            params[name] = type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
         else:
             params[name] = _like(old, jaxprs[0])
     return eqn.replace(params=params)
