@@ -206,8 +206,9 @@ def test_failing_programs_are_not_proved_and_near_misses_are(program_cases):
         lambda x: lax.linalg.cholesky(jnp.outer(x, x) + jnp.eye(N)).sum(),
         lambda x: jax.scipy.special.gammainc(2.0, x).sum(),
         lambda x: jnp.abs(jnp.fft.fft(x)).sum(),
+        lambda x: jnp.linalg.inv(jnp.outer(x, x) + jnp.eye(N)).sum(),
     ],
-    ids=["cholesky", "igamma", "fft"],
+    ids=["cholesky", "igamma", "fft", "inverse"],
 )
 def test_what_is_not_known_is_not_proved(fn):
     certificate = ro.certify(fn, (vector(1, 2),), grad=False)

@@ -40,12 +40,12 @@ class Range:
     shape: tuple[int, ...]
     dtype: Any
 
-    def __init__(self, low: Any, high: Any, shape: Sequence[int] | None = None, dtype: Any = None):
+    def __init__(self, low: Any, high: Any, shape: Any = None, dtype: Any = None):
         kind = jnp.result_type(low, high, *([] if _is_array_like(low, high) else [float]))
         dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(kind if dtype is None else dtype))
         ends = [np.asarray(a).astype(np.float64) for a in (low, high)]
         natural = np.broadcast_shapes(*(e.shape for e in ends))
-        shape = natural if shape is None else tuple(shape)
+        shape = natural if shape is None else (shape,) if isinstance(shape, int) else tuple(shape)
         try:
             np.broadcast_to(np.empty(natural), shape)
         except ValueError:
