@@ -29,6 +29,7 @@ OTHER = {
     "{accelerators-table}",
     "{accuracy-table}",
     "{exhaustive-table}",
+    "{models-table}",
 }
 
 

@@ -193,7 +193,8 @@ def _finding(kind: Any, where: Any, mask: np.ndarray, text: str) -> Finding:
     places = [
         f"{name} {_few(index)}"
         for name, index in (("rows", rows), ("columns", columns))
-        if index.size
+        # A single column needs no name.
+        if index.size and (name == "rows" or mask.shape[1] > 1)
     ]
     place = f" ({'; '.join(places)})" if places else ""
     text = f"{kind}: {text}{place}: {_REMEDY[kind]}"
