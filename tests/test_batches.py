@@ -25,7 +25,7 @@ def backends():
 
 def _has_grain():
     try:
-        import grain  # noqa: F401
+        import grain  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     return True
@@ -52,7 +52,7 @@ def test_every_row_in_each_epoch(backend):
         assert len(rows) == 40
         np.testing.assert_array_equal(np.unique(rows), Y)
         np.testing.assert_array_equal(rows[-3:], rows[:3])
-    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
     for x, y in found:
         np.testing.assert_array_equal(x, X[y])
     next(batches)
@@ -117,9 +117,8 @@ def test_seeds_differ():
     ],
 )
 def test_bad_options(data, options, message):
-    options: Any = {"batch_size": 8, **options}
     with pytest.raises(ValueError, match=message):
-        Batches(data, **options)
+        Batches(data, **{"batch_size": 8, **options})
 
 
 def test_a_state_of_another_run_is_refused():

@@ -163,7 +163,7 @@ def test_a_loop_of_your_own_keeps_statistics_with_unless_refused():
 
 
 def test_variational_modes():
-    """Evaluation decodes the mean; training samples anew at each call, with the code's deviation."""
+    """Evaluation decodes the mean; training samples anew at each call."""
     model = VariationalAutoencoder(5, (16,), 3, rngs=nnx.Rngs(0))
     out = model(X)
     assert [a.shape for a in out] == [(32, 5), (32, 3), (32, 3)]

@@ -1,7 +1,7 @@
 """A look at a batch before it is trained on: what is wrong with it, and where."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,8 @@ _REMEDY: dict[str, str] = {
 }
 
 
-class Finding(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finding:
     """One thing that is wrong with a batch."""
 
     kind: Kind
