@@ -141,3 +141,33 @@ def test_missing_grain_names_the_extra(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'robustops\[data\]'"):
         Batches(X, 8, backend="grain")
     assert Batches(X, 8).backend == "numpy"
+
+
+@each
+def test_fit_takes_batches(backend):
+    """The same parameters as from the arrays: fit shuffles by the same rule."""
+    pytest.importorskip("flax")
+    import optax
+    from flax import nnx
+
+    from robustops import losses
+    from robustops.models import Classifier
+    from robustops.train import fit
+
+    def trained(data, **options):
+        model = Classifier(2, (4,), 3, rngs=nnx.Rngs(0))
+        fit(
+            model,
+            optax.adam(1e-2),
+            data,
+            losses.softmax_cross_entropy_with_integer_labels,
+            epochs=3,
+            progress=False,
+            **options,
+        )
+        return model.layers[0].kernel[...]
+
+    x, y = X / 100, (Y % 3).astype(np.int32)
+    from_arrays = trained((x, y), batch_size=8, seed=5)
+    from_batches = trained(Batches((x, y), 8, seed=5, backend=backend))
+    np.testing.assert_array_equal(from_arrays, from_batches)
