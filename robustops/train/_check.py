@@ -86,7 +86,7 @@ def check_batch(
         tails: beyond 10 lie 0.1% of the cells of breast_cancer, beyond 30 two cells.
 
     Returns:
-      A `BatchReport`; `if not report.ok: print(report)`.
+      A `BatchReport`: print it, or ask whether it is `ok`.
 
     Raises:
       ValueError: no rows, or an option out of range.
