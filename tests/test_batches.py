@@ -25,7 +25,7 @@ def backends():
 
 def _has_grain():
     try:
-        import grain  # noqa: F401
+        import grain  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         return False
     return True
@@ -52,7 +52,7 @@ def test_every_row_in_each_epoch(backend):
         assert len(rows) == 40
         np.testing.assert_array_equal(np.unique(rows), Y)
         np.testing.assert_array_equal(rows[-3:], rows[:3])
-    assert not np.array_equal(*epochs)
+    assert not np.array_equal(epochs[0], epochs[1])
     for x, y in found:
         np.testing.assert_array_equal(x, X[y])
     next(batches)
@@ -117,9 +117,8 @@ def test_seeds_differ():
     ],
 )
 def test_bad_options(data, options, message):
-    options: Any = {"batch_size": 8, **options}
     with pytest.raises(ValueError, match=message):
-        Batches(data, **options)
+        Batches(data, **{"batch_size": 8, **options})
 
 
 def test_a_state_of_another_run_is_refused():
@@ -142,3 +141,33 @@ def test_missing_grain_names_the_extra(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'robustops\[data\]'"):
         Batches(X, 8, backend="grain")
     assert Batches(X, 8).backend == "numpy"
+
+
+@each
+def test_fit_takes_batches(backend):
+    """The same parameters as from the arrays: fit shuffles by the same rule."""
+    pytest.importorskip("flax")
+    import optax
+    from flax import nnx
+
+    from robustops import losses
+    from robustops.models import Classifier
+    from robustops.train import fit
+
+    def trained(data, **options):
+        model = Classifier(2, (4,), 3, rngs=nnx.Rngs(0))
+        fit(
+            model,
+            optax.adam(1e-2),
+            data,
+            losses.softmax_cross_entropy_with_integer_labels,
+            epochs=3,
+            progress=False,
+            **options,
+        )
+        return model.layers[0].kernel[...]
+
+    x, y = X / 100, (Y % 3).astype(np.int32)
+    from_arrays = trained((x, y), batch_size=8, seed=5)
+    from_batches = trained(Batches((x, y), 8, seed=5, backend=backend))
+    np.testing.assert_array_equal(from_arrays, from_batches)

@@ -39,6 +39,7 @@ OTHER = {
     "{literalinclude}",
     "{loss-table}",
     "{raw}",
+    "{models-table}",
 }
 
 

@@ -4,6 +4,7 @@ Names behind a directive choose the rows; without any it prints them all.
 """
 
 import json
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,44 @@ class AcceleratorsTable(SphinxDirective):
         return self.parse_text_to_nodes(accelerators())
 
 
+def models() -> str:
+    """What the reference models reach: over the seeds, mean and worst."""
+    cells: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in kept("models"):
+        cells.setdefault((row["task"], row["dtype"], row["data"]), []).append(row)
+    heading = ("", "type", "data", "goal", "mean", "worst", "change", "refused", "seconds")
+    return rows(heading, (_cell(key, cells) for key in cells))
+
+
+def _cell(key: tuple[str, str, str], cells: dict[Any, list[dict[str, Any]]]) -> tuple[str, ...]:
+    task, dtype, data = key
+    # A share of the variance, which less is better of, beside principal components.
+    less = cells[key][0]["components"] is not None
+    scores = [row["score"] for row in cells[key]]
+    mean = statistics.fmean(scores)
+    clean = statistics.fmean(row["score"] for row in cells[task, "float32", "clean"])
+    skipped, steps = (sum(row[name] for row in cells[key]) for name in ("skipped", "steps"))
+    return (
+        task,
+        dtype,
+        data,
+        ("≤ " if less else "≥ ") + f"{cells[key][0]['goal']:.1%}",
+        f"{mean:.2%}",
+        f"{(max if less else min)(scores):.2%}",
+        f"{100 * (clean - mean if less else mean - clean):+.2f}",
+        f"{skipped} of {steps}",
+        f"{statistics.median(row['seconds'] for row in cells[key]):.0f}",
+    )
+
+
+class ModelsTable(SphinxDirective):
+    """What the reference models reach."""
+
+    def run(self):
+        """The table as nodes."""
+        return self.parse_text_to_nodes(models())
+
+
 class AccuracyTable(ResultTable):
     """Errors of ours and the peers."""
 
@@ -155,4 +194,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("accelerators-table", AcceleratorsTable)
     app.add_directive("accuracy-table", AccuracyTable)
     app.add_directive("exhaustive-table", ExhaustiveTable)
+    app.add_directive("models-table", ModelsTable)
     return {"parallel_read_safe": True}

@@ -177,7 +177,7 @@ class _Source:
 
 def _backend(required: bool) -> Literal["grain", "numpy"]:
     try:
-        import grain  # noqa: F401
+        import grain  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         if required:
             raise ImportError(
@@ -189,7 +189,7 @@ def _backend(required: bool) -> Literal["grain", "numpy"]:
 
 
 def _read_ahead(source: _Source, step: int) -> Iterator[Any]:
-    import grain
+    import grain  # pyright: ignore[reportMissingImports]
 
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source)[step:].to_iter_dataset(options))

@@ -1,7 +1,7 @@
 """A look at a batch before it is trained on: what is wrong with it, and where."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +21,8 @@ _REMEDY: dict[str, str] = {
 }
 
 
-class Finding(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Finding:
     """One thing that is wrong with a batch."""
 
     kind: Kind
@@ -85,7 +86,7 @@ def check_batch(
         tails: beyond 10 lie 0.1% of the cells of breast_cancer, beyond 30 two cells.
 
     Returns:
-      A `BatchReport`; `if not report.ok: print(report)`.
+      A `BatchReport`: print it, or ask whether it is `ok`.
 
     Raises:
       ValueError: no rows, or an option out of range.
@@ -193,7 +194,8 @@ def _finding(kind: Any, where: Any, mask: np.ndarray, text: str) -> Finding:
     places = [
         f"{name} {_few(index)}"
         for name, index in (("rows", rows), ("columns", columns))
-        if index.size
+        # A single column needs no name.
+        if index.size and (name == "rows" or mask.shape[1] > 1)
     ]
     place = f" ({'; '.join(places)})" if places else ""
     text = f"{kind}: {text}{place}: {_REMEDY[kind]}"

@@ -106,8 +106,8 @@ def check_targets(name: str, data: Data, outputs: Any, kind: Kind | None) -> Dat
     if not hasattr(outputs, "shape"):
         if kind is not None:
             raise ValueError(
-                "fit: this loss takes one array, but the model returns a "
-                f"{type(outputs).__name__}; take the loss that belongs to the model (VariationalAutoencoder.loss), or one of "
+                f"fit: this loss takes one array, but the model returns a {type(outputs).__name__};"
+                " take the loss that belongs to the model (VariationalAutoencoder.loss), or one of "
                 "your own that takes what the model returns"
             )
         targets = targets.astype(jnp.result_type(float)) if whole else targets

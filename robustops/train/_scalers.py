@@ -246,9 +246,9 @@ class _Streaming(_Scaler):
                 f"{name}: this scaler comes from fit, which keeps no counts; begin with "
                 f"{type(self).__name__}().partial_fit(first_part)"
             )
-        if self.seen is not None and self.seen.count.shape[-1] != rows.shape[-1]:
+        if self.seen is not None and self.seen.cells.shape[-1] != rows.shape[-1]:
             raise ValueError(
-                f"{name}: the parts so far have {self.seen.count.shape[-1]} features, this one has "
+                f"{name}: the parts so far have {self.seen.cells.shape[-1]} features, this one has "
                 f"{rows.shape[-1]}"
             )
         seen = see(rows) if self.seen is None else merge(self.seen, see(rows))

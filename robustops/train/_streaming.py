@@ -10,7 +10,7 @@ class Seen(NamedTuple):
     """What is known of the rows so far, for each feature.
 
     Attributes:
-      count: finite cells.
+      cells: how many cells are finite.
       low: least cell; inf without any.
       high: greatest cell; -inf without any.
       unit: a power of two near the greatest magnitude; mean and deviation are in this unit.
@@ -19,7 +19,7 @@ class Seen(NamedTuple):
       deviation: the (population) standard deviation.
     """
 
-    count: jax.Array
+    cells: jax.Array
     low: jax.Array
     high: jax.Array
     unit: jax.Array
@@ -54,14 +54,14 @@ def merge(a: Seen, b: Seen) -> Seen:
     `mean_a + q d` and the variance `p var_a + q var_b + p q d^2`.
     """
     # A part without cells has no unit; 1 would flush the other's cells of 1e-30.
-    own = [jnp.where(part.count > 0, part.unit, 0) for part in (a, b)]
+    own = [jnp.where(part.cells > 0, part.unit, 0) for part in (a, b)]
     unit = jnp.maximum(*own)
     unit = jnp.where(unit > 0, unit, 1)
     to_a, to_b = a.unit / unit, b.unit / unit
-    to_a, to_b = jnp.where(a.count > 0, to_a, 0), jnp.where(b.count > 0, to_b, 0)
-    count = a.count + b.count
+    to_a, to_b = jnp.where(a.cells > 0, to_a, 0), jnp.where(b.cells > 0, to_b, 0)
+    count = a.cells + b.cells
     total = jnp.maximum(count, 1).astype(unit.dtype)
-    p, q = a.count.astype(unit.dtype) / total, b.count.astype(unit.dtype) / total
+    p, q = a.cells.astype(unit.dtype) / total, b.cells.astype(unit.dtype) / total
     d = (b.mean * to_b - a.mean * to_a) + (b.mean_low * to_b - a.mean_low * to_a)
     mean, low = _two_sum(a.mean * to_a, a.mean_low * to_a + q * d)
     parts = jnp.stack(
