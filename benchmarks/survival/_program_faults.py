@@ -82,16 +82,16 @@ def weight_decay():
 
     Told: too much decay makes training unstable. Measured: AdamW multiplies the weights by 1 -
     rate * decay in each step, so it dies where that is below -1, at 1e4; a decay of 1 costs
-    nothing. From 10 on the decay alone, at any stable rate, holds the weights below 0.1, and
-    the net gets worse in all arms but the one without decay: the objective no longer asks for
-    the task, so these levels are not counted.
+    nothing, one of 10 a tenth of the skill. Adam moves a weight by at most about the rate in a
+    step, so the decay holds it below 1 / decay: at 100 and beyond the objective no longer asks
+    for the task, and these levels are not counted.
     """
     too_strong = {"fair": False, "note": DECAY}
     return {
         "axis": "decay of AdamW",
         "levels": (
-            *levels("decay", 0, 0.1, 1),
-            *(Level(f"{v:g}", {"decay": v}, **too_strong) for v in (10, 100, 1e4)),
+            *levels("decay", 0, 0.1, 1, 10),
+            *(Level(f"{v:g}", {"decay": v}, **too_strong) for v in (100, 1e4)),
         ),
         "quick": (0, 2, 5),
         "data": _digits,
@@ -110,8 +110,8 @@ def float16():
 
     Told: float16 overflows above 65504 and is 0 below 6e-8. Measured: from a scale of 1e5 the
     inputs themselves are inf and the naive arm is dead; at 1e-4 and below it lives and learns
-    nothing, for products and gradients vanish. Scaling the loss, the advice, helps neither: it
-    is made for small gradients of ordinary inputs. The scalers remove the stress.
+    nothing, for products and gradients vanish. Scaling the loss is the usual advice. The
+    scalers remove the stress.
     """
 
     def data(seed: int, values: Values) -> Split:
