@@ -176,5 +176,6 @@ def failed(rows: Sequence[Row], library: str) -> list[str]:
 
 def name(row: Row) -> str:
     """A row's case in words."""
-    fields = ("op", "case", "scenario", "stress", "arm", "fault", "tree", "form", "mode", "dtype")
-    return " ".join(str(row[field]) for field in (*fields, "target") if row.get(field))
+    what = ("op", "case", "task", "scenario", "stress", "arm", "fault", "tree", "form")
+    fields = (*what, "mode", "dtype", "target")
+    return " ".join(str(row[field]) for field in fields if row.get(field))

@@ -348,13 +348,9 @@ def _shards(op: Op, fn: Callable, dtype: Any) -> None:
         return jax.value_and_grad(lambda *a: f(*a).sum(), argnums)
 
     def sharded(check_vma):
-        return jax.shard_map(
-            fn, mesh=mesh, in_specs=specs, out_specs=P("i"), check_vma=check_vma
-        )
+        return jax.shard_map(fn, mesh=mesh, in_specs=specs, out_specs=P("i"), check_vma=check_vma)
 
-    want, got = (
-        jax.jit(both(f), compiler_options=UNOPTIMIZED)(*args) for f in (fn, sharded(True))
-    )
+    want, got = (jax.jit(both(f), compiler_options=UNOPTIMIZED)(*args) for f in (fn, sharded(True)))
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=2e-5, atol=1e-6), got, want)
     # Unchecked it is the same program; it must trace.
     jax.eval_shape(both(sharded(False)), *args)

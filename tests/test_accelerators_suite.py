@@ -77,7 +77,8 @@ def test_kept_rows_above_the_limit_have_a_reason():
 
 
 def test_no_reason_is_stale():
-    assert set(REASONS) <= {row["case"] for row in OURS if row["bytes_ratio"] > _measure.LIMIT}
+    heavy = {row["case"] for row in OURS if row["bytes_ratio"] > _measure.LIMIT}
+    assert set(REASONS) & {row["case"] for row in OURS} <= heavy
 
 
 def test_a_heavy_row_without_a_reason_is_named():

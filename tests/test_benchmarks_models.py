@@ -1,16 +1,16 @@
 """The models' benchmark: faults are planted and refused, counters add up, goals are judged."""
 
-import json
-
 import numpy as np
 import pytest
 
 pytest.importorskip("rich", reason="benchmarks need the extra 'benchmarks'")
 
+from benchmarks._rows import read_rows
 from benchmarks.models import main, run, summary, verify
 from benchmarks.models._report import sentence, table
 from benchmarks.models._run import spoilt
 from benchmarks.models._tasks import TASKS
+from benchmarks.report import page
 from robustops import train
 
 TASK = "breast_cancer"
@@ -21,7 +21,7 @@ def rows(tmp_path_factory):
     """One seed of the smallest task, as it is in the table."""
     path = tmp_path_factory.mktemp("bench") / "rows.json"
     assert main(["--tasks", TASK, "--seeds", "1", "--json", str(path)]) == 0
-    return json.loads(path.read_text())
+    return read_rows(path)
 
 
 def test_faults_are_planted_and_refused(rows):
@@ -35,6 +35,7 @@ def test_faults_are_planted_and_refused(rows):
     assert summary(rows)[0]["change"] == 0
     assert table(rows).row_count == 2
     assert "faults planted" in sentence(rows)
+    assert "1 of 1</b><span>reference models" in page(rows, "x")
 
 
 def test_spoilt_rows():

@@ -1,6 +1,7 @@
 """The suite as a function, and the checks that its rows stand for what was asked."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +16,8 @@ from robustops.optim import dynamic_loss_scale, guard
 from robustops.testing import inject_fault
 
 from .._command import choose
+from .._rows import OURS, Once, Row, failed, fresh
 from ._tasks import DTYPES, TASKS, Task, principal_components
-
-Row = dict[str, Any]
 
 DATA = ("clean", "faulty")
 EVERY = 100
@@ -34,6 +34,7 @@ def run(
     *,
     seeds: int = 5,
     epochs: int | None = None,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Trains each task in each dtype, on clean and on faulty data, and scores the test rows.
@@ -50,6 +51,7 @@ def run(
       data: "clean", "faulty"; None for both.
       seeds: splits, and initial parameters, of each.
       epochs: passes over the data; None for the recipe's.
+      once: trains a run unless its row is kept.
       advance: called with what is done and how much of it.
 
     Returns:
@@ -63,7 +65,8 @@ def run(
     tasks, dtypes, data = chosen(tasks, dtypes, data)
     rows = []
     for name, dtype, kind, seed in runs(tasks, dtypes, data, seeds):
-        rows.append(_train(name, dtype, kind == "faulty", seed, epochs))
+        unit = {"suite": "models", "task": name, "dtype": dtype, "data": kind, "seed": seed}
+        rows += once(unit | {"epochs": epochs}, functools.partial(_train, unit, epochs))
         advance(f"{name}, {dtype}, {kind}", 1)
     return rows
 
@@ -88,8 +91,9 @@ def spoilt(rows: train.Rows, seed: int) -> train.Rows:
     return train.Rows(x, rows.targets)
 
 
-def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -> Row:
-    task = TASKS[name]
+def _train(unit: Row, epochs: int | None) -> list[Row]:
+    task, dtype, seed = TASKS[unit["task"]], unit["dtype"], unit["seed"]
+    faulty = unit["data"] == "faulty"
     data = task.data(seed=seed, validation=0.0)
     if faulty:
         data = dataclasses.replace(data, train=spoilt(data.train, seed))
@@ -120,11 +124,8 @@ def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -
     )
     seconds = time.perf_counter() - begin
     health = history.health
-    return {
-        "task": name,
-        "dtype": dtype,
-        "data": DATA[faulty],
-        "seed": seed,
+    row = {
+        "library": OURS,
         "goal": task.goal,
         "score": task.score(model, data.test),
         "components": principal_components(data) if task.reconstructs else None,
@@ -137,9 +138,8 @@ def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -
         "skipped": int(health.skipped),
         "recorded": int(history.skipped.sum()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
     }
+    return [row]
 
 
 def _optimizer(task: Task, steps: int, dtype: str, faults: Sequence[int]) -> Any:
@@ -216,6 +216,9 @@ def verify(
     wanted = runs(tasks, dtypes, data, seeds)
     if sorted(seen) != sorted(wanted):
         raise ValueError(f"expected {len(wanted)} runs, got {len(set(seen))} of {len(seen)} rows")
+    broken = failed(rows, OURS)
+    if broken:
+        raise ValueError(f"runs that raised: {broken}")
     for row in rows:
         refused = row["skipped"] - row["planted"]
         allowed = row["steps"] // EVERY if row["dtype"] == "float16" else 0

@@ -15,6 +15,7 @@ SECTIONS = {
     "accuracy": ("Accuracy: errors against the truth", _functions.accuracy),
     "speed": ("Speed: time over that of a copy", _functions.speed),
     "optimizers": ("Optimizers: what guards cost and do", _training.optimizers),
+    "models": ("Models: what they reach on real data", _training.models),
     "accelerators": ("Accelerators: compiled for TPU and GPU", _functions.accelerators),
 }
 

@@ -196,3 +196,27 @@ def _word(row: Row | None, word) -> Cell:
         return text("")
     said = word(row)
     return Cell(said, said, "lost" if said in ("NaN", "frozen") else "")
+
+
+def models(rows: Sequence[Row]) -> tuple[list[Tile], str]:
+    """Tiles and section of the models' suite."""
+    from ..models._report import sentence
+    from ..models._run import summary
+    from ..models._tasks import TASKS
+
+    found = summary(rows)
+    base = [cell for cell in found if (cell["dtype"], cell["data"]) == ("float32", "clean")]
+    reached = sum(TASKS[cell["task"]].reaches(cell["mean"]) for cell in base)
+    lines = [
+        [
+            *(text(cell[key]) for key in ("task", "dtype", "data")),
+            *(number(100 * cell[key], ".2f", "%") for key in ("goal", "mean", "worst")),
+            number(None if cell["change"] is None else 100 * cell["change"], "+.2f"),
+            text(f"{cell['skipped']} of {cell['steps']}"),
+            number(cell["seconds"], ".1f"),
+        ]
+        for cell in found
+    ]
+    heading = ["task", "dtype", "data", "goal", "mean", "worst", "change", "skipped", "seconds"]
+    tiles = [(f"{reached} of {len(base)}", "reference models reach their goal on real test rows")]
+    return tiles, paragraph(sentence(rows)) + table(heading, lines, "test rows, over the seeds")

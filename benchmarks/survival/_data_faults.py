@@ -127,8 +127,9 @@ def reciprocal():
 
     Told: 1 / x gives inf. Measured: only at an x of exactly 0 (or a subnormal one), where the
     naive arm dies; reciprocals up to 1e37 leave Adam alive, and three quarters of the way to
-    perfection, on the other features. Rows that are not finite can be dropped, but a standard
-    scaler squares 1e37 elsewhere. The scaler of the robustops arm counts such cells as missing.
+    perfection, on the other features. Rows that are not finite can be dropped, but beside a
+    cell of 1e37 a standard scaler shrinks the rest of the column to nothing. The scaler of the
+    robustops arm counts such cells as missing.
     """
 
     def data(seed: int, values: Values) -> Split:
@@ -238,7 +239,7 @@ def random_labels():
     """Labels replaced by random classes.
 
     Told: noise in the labels is a robustness problem. Measured: nothing ever becomes NaN; the
-    net fits the noise, and falls behind from 20% on, in every arm. No guard can know which
+    net fits the noise, and the naive arm falls behind from 20% on. No guard can know which
     label is wrong. The last level has no information left and is not counted.
     """
 
