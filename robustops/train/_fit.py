@@ -32,7 +32,15 @@ from ._progress import progress_bar
 from ._record import FlightRecorder
 from ._run import Run
 from ._source import FromBatches, FromRows, Source
-from ._step import Metrics, TrainState, copy_variables, evaluation, is_guarded, train_step
+from ._step import (
+    Metrics,
+    TrainState,
+    copy_variables,
+    evaluation,
+    is_guarded,
+    read,
+    train_step,
+)
 
 _FLUSH = 100  # steps whose metrics wait on the device before they are written
 
@@ -242,8 +250,8 @@ def fit(
                 run.after(batch, metric)
                 show(run.epoch, run.step, run.here)
                 following = next(batches, None)  # while the device works
-                if recorder is not None and not metric.taken and jax.process_index() == 0:
-                    recorder.write(run.state, batch, metric, loss, run.epoch + 1, run.step)
+                if recorder is not None and not (told := read(metric)).taken:
+                    recorder.write(run.state, batch, told, loss, run.epoch + 1, run.step)
                 if following is not None and _due(checkpoints, run.step):
                     if run.place is None:
                         raise ValueError(
@@ -261,8 +269,9 @@ def fit(
             files.write(rows)
             reported = run.end_epoch(validation_loss)
             # A loss scale that still falls is refused until it fits.
-            fixed = health(run.state.opt_state).scale == reported[0].scale
-            if run.rows[-1][2] == len(reported) and fixed:
+            if run.rows[-1][2] == len(reported) and (
+                health(run.state.opt_state).scale == reported[0].scale
+            ):
                 raise StuckError(_stuck(run.epoch, reported))
             stop = [bool(callback(_told(run, place, evaluated))) for callback in callbacks]
             if any(stop):

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from ._step import Metrics
+from ._step import read
 
-Show = Callable[[int, int, Sequence[Metrics]], None]
+Show = Callable[[int, int, Sequence[Any]], None]
 
 
 @contextmanager
@@ -30,11 +31,12 @@ def progress_bar(enabled: bool, total: int | None) -> Iterator[Show]:
     with Progress(*columns) as bar:
         task, shown = bar.add_task("epoch 1", total=total), 0.0
 
-        def show(epoch: int, step: int, metrics: Sequence[Metrics]) -> None:
+        def show(epoch: int, step: int, metrics: Sequence[Any]) -> None:
             nonlocal shown
             if time.monotonic() - shown < 0.5 and step != total:
                 return
             shown = time.monotonic()
+            metrics = [read(m) for m in metrics]
             last = metrics[-1]
             text = (
                 f"epoch {epoch + 1}  loss {float(last.loss):.4g}  |g| {float(last.grad_norm):.3g}"

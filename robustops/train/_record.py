@@ -99,7 +99,8 @@ class FlightRecorder:
     ) -> Path | None:
         """Writes a record unless the limits are reached; returns its path."""
         file = self.directory / f"refused_{step:08d}.npz"
-        if len(self._written) >= self.max_files and file.name not in self._written:
+        full = len(self._written) >= self.max_files and file.name not in self._written
+        if full or jax.process_index() != 0:
             return None
         spelled = spell(loss)
         facts = {

@@ -30,8 +30,8 @@ class Run:
         self.epoch = self.step = 0
         self.place: Any = None
         """After which batch of the epoch to go on; None at its start."""
-        self.here: list[Metrics] = []
-        """Of the steps of this epoch; the last `unread` ones are still on the device."""
+        self.here: list[Any] = []
+        """`Metrics` of the steps of this epoch; the last `unread` ones are on the device."""
         self.unread = 0
         self.rows: list[tuple[float, float, int, int]] = []
         """Of each epoch: loss, gradient norm, skipped, clipped."""
@@ -47,7 +47,7 @@ class Run:
         """Steps up to the limit, if there is one."""
         return None if self._steps is None else max(0, self._steps - self.step)
 
-    def after(self, batch: Batch, metrics: Metrics) -> None:
+    def after(self, batch: Batch, metrics: jax.Array) -> None:
         """Counts a step."""
         self.step += 1
         self.place = batch.place
@@ -58,7 +58,7 @@ class Run:
         """Rows of the steps that were not read yet, and their metrics on the host."""
         if not self.unread:
             return []
-        fetched = jax.device_get(self.here[-self.unread :])
+        fetched = [Metrics(*m) for m in jax.device_get(self.here[-self.unread :])]
         self.here[-self.unread :] = fetched
         first = self.step - self.unread + 1
         self.unread = 0

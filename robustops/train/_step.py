@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
@@ -31,7 +32,11 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What a step reports; scalars that stay on the device until somebody reads them."""
+    """What a step reports.
+
+    On the device it is one array of these five, which stays there until somebody reads it: five
+    scalars cost five transfers.
+    """
 
     loss: Any
     grad_norm: Any
@@ -62,8 +67,13 @@ def objective(graphdef: Any, loss: Loss) -> Callable:
     return mean_loss
 
 
+def read(metrics: Any) -> Metrics:
+    """The metrics of a step on the host; waits for the step."""
+    return metrics if isinstance(metrics, Metrics) else Metrics(*np.asarray(metrics))
+
+
 def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, outer: Any) -> Callable:
-    """`step(state, inputs, targets) -> (state, metrics)`, not yet compiled.
+    """`step(state, inputs, targets) -> (state, metrics in one array)`, not yet compiled.
 
     Args:
       graphdef: the model in training mode.
@@ -75,7 +85,7 @@ def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, oute
     one_call = isinstance(outer, _GUARDS)
     scaled = any(isinstance(s, DynamicLossScaleState) for s in _states(outer))
 
-    def step(state: TrainState, inputs: Any, targets: Any) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, inputs: Any, targets: Any) -> tuple[TrainState, jax.Array]:
         params, rest, opt_state = state
         before = health(opt_state)
         scale = before.scale if scaled else None
@@ -93,10 +103,10 @@ def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, oute
         now = health(opt_state)
         taken = now.skipped == before.skipped
         rest = jax.tree.map(lambda new, old: jnp.where(taken, new, old), new_rest, rest)
-        metrics = Metrics(
-            value, now.last_norm, taken, now.clipped > before.clipped, jnp.copy(before.scale)
-        )
-        return TrainState(params, rest, opt_state), metrics
+        metrics = Metrics(value, now.last_norm, taken, now.clipped > before.clipped, before.scale)
+        dtype = jnp.promote_types(value.dtype, jnp.float32)
+        packed = jnp.stack([jnp.asarray(m, dtype) for m in metrics])
+        return TrainState(params, rest, opt_state), packed
 
     return step
 
