@@ -4,21 +4,23 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
-SUITES = ("survival", "accuracy", "speed", "optimizers", "models")
+SUITES = ("survival", "accuracy", "speed", "optimizers", "accelerators", "models")
 """Subpackages with a `main(argv)`; imported when they run, since each needs other packages."""
+WITH_PEERS = ("accuracy", "speed")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs one suite, or all of them; returns the exit status."""
+    """Runs one suite, or all of them, or compares two files; returns the exit status."""
     name, rest = "survival", list(argv)
     if rest and not rest[0].startswith("-"):
         name, rest = rest[0], rest[1:]
     if name == "all":
         return _every(rest)
+    if name == "compare":
+        return import_module("benchmarks._compare").main(rest)
     if name not in SUITES:
-        valid = ", ".join([*SUITES, "all"])
+        valid = ", ".join([*SUITES, "all", "compare"])
         print(
             f"python -m benchmarks: unknown suite {name!r}; choose from: {valid}", file=sys.stderr
         )
@@ -27,23 +29,51 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _every(argv: Sequence[str]) -> int:
+    from ._command import console, journal, output_options, parsed, size_options
+    from ._rows import read_rows
+
     options = argparse.ArgumentParser(
-        prog="python -m benchmarks all", description="Every suite with its default peers and arms."
+        prog="python -m benchmarks all", description="Every suite, into one file and one page."
     )
-    options.add_argument("--quick", action="store_true", help="the smallest size of each")
-    options.add_argument("--full", action="store_true", help="the largest size of each")
+    size_options(options, "the smallest size of each", "the largest size of each")
     options.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the rows; the suite's name is put in"
+        "--peers", nargs="+", metavar="P", help="libraries beside ours, in accuracy and speed"
     )
-    chosen = options.parse_args(argv)
-    status = 0
+    output_options(options)
+    chosen = parsed(options, argv)
+    try:
+        path = journal(chosen).path  # begins it anew, unless it is resumed
+    except ValueError as error:
+        options.error(str(error))
+    common = [f"--{size}" for size in ("quick", "full") if getattr(chosen, size)]
+    common += ["--json", str(path), "--resume"] if path else []
+    out, status = console(), 0
     for name in SUITES:
-        size = [f"--{key}" for key in ("quick", "full") if getattr(chosen, key)]
-        file = chosen.json and chosen.json.with_stem(f"{chosen.json.stem}-{name}")
-        rest = [*size, *(["--json", str(file)] if file else [])]
-        status = max(status, import_module(f"benchmarks.{name}").main(rest))
+        out.rule(name)
+        peers = ["--peers", *chosen.peers] if chosen.peers and name in WITH_PEERS else []
+        try:
+            status = max(status, import_module(f"benchmarks.{name}").main([*common, *peers]))
+        except ImportError as error:
+            out.print(f"{name} is left out: {error}", highlight=False, markup=False)
+            status = 1
+    if chosen.report:
+        from .report import write_report
+
+        assert path is not None
+        page = write_report(read_rows(path), chosen.report, chosen.command)
+        out.print(f"wrote {page}", highlight=False)
     return status
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    import jax
+
+    from ._command import quiet
+
+    with quiet():
+        jax.devices()  # plugins of devices that are not there complain
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(130)

@@ -42,6 +42,8 @@ class Peer:
     thunks: Callable[[Callable, Arrays], Thunks] = compiled
     """Calls without arguments for one function and its arrays: the value, and the value and the
     gradient of its sum; None where the library has no gradient. Each returns when it is done."""
+    host: bool = False
+    """Whether it computes on the CPU, whatever device jax computes on."""
 
 
 def load(names: Sequence[str] | None = None) -> tuple[list[Peer], list[str]]:
@@ -108,7 +110,8 @@ def _scipy() -> Peer:
     def values(fn, arrays):
         return np.asarray(fn(*arrays)), []
 
-    return Peer("scipy", functions, values, lambda fn, arrays: (lambda: fn(*arrays), None))
+    thunks = lambda fn, arrays: (lambda: fn(*arrays), None)
+    return Peer("scipy", functions, values, thunks, host=True)
 
 
 def _tfp() -> Peer:
@@ -189,7 +192,7 @@ def _torch() -> Peer:
         leaves = [x.clone().requires_grad_() for x in inputs]
         return lambda: fn(*inputs), lambda: t.autograd.grad(fn(*leaves).sum(), leaves)
 
-    return Peer("torch", functions, values_and_jacobians, thunks)
+    return Peer("torch", functions, values_and_jacobians, thunks, host=True)
 
 
 def _dim(axis: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,14 @@ author = "the robustops authors"
 copyright = "the robustops authors"
 version = release = robustops.__version__
 
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser", "op_record", "results"]
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "myst_parser",
+    "api",
+    "op_record",
+    "results",
+]
 source_suffix = {".md": "markdown"}
 exclude_patterns = ["_build"]
 nitpicky = False
@@ -31,6 +38,8 @@ napoleon_custom_sections = [("Reference", "References")]
 
 myst_heading_anchors = 3
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
 html_title = f"robustops {version}"
 html_show_sphinx = False
 html_copy_source = False

@@ -5,6 +5,7 @@ Ops stand at the top level; `robustops.losses`, `robustops.optim`, `robustops.mo
 """
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as TYPE_CHECKING
 
 from .ops import cosine_similarity as cosine_similarity
 from .ops import entr as entr
@@ -52,8 +53,15 @@ from .ops import softplus as softplus
 from .ops import softplus_inverse as softplus_inverse
 from .ops import xlog1py as xlog1py
 from .ops import xlogy as xlogy
-from .program import check_finite as check_finite
-from .program import diagnose as diagnose
-from .program import robustify as robustify
+
+if TYPE_CHECKING:
+    from .program import Range as Range
+    from .program import certify as certify
+    from .program import check_finite as check_finite
+    from .program import diagnose as diagnose
+    from .program import robustify as robustify
+else:
+    from ._lazy import __dir__ as __dir__
+    from ._lazy import __getattr__ as __getattr__
 
 __version__ = _version("robustops")

@@ -66,9 +66,9 @@ class Accuracy:
     """Largest error of the value."""
     derivative: float
     """Largest error of a first derivative."""
-    value_at: tuple
+    value_at: tuple[Any, ...]
     """The arguments with the largest error of the value."""
-    derivative_at: tuple
+    derivative_at: tuple[Any, ...]
     """The arguments with the largest error of a derivative."""
     samples: int
     """Number of arguments compared, those whose true values are representable."""

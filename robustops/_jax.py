@@ -7,7 +7,7 @@ where `closed.jaxpr is closed`. Every function here takes and returns closed one
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from jax import core
@@ -16,16 +16,26 @@ from jax._src import linear_util as lu
 from jax._src.interpreters import partial_eval as pe
 from jax._src.util import cache as cache
 from jax.custom_derivatives import SymbolicZero
-from jax.extend.core import ClosedJaxpr as ClosedJaxpr
-from jax.extend.core import DropVar as DropVar
-from jax.extend.core import Jaxpr as Jaxpr
-from jax.extend.core import JaxprEqn as JaxprEqn
-from jax.extend.core import Literal as Literal
-from jax.extend.core import Primitive as Primitive
-from jax.extend.core import Var as Var
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
+
+if TYPE_CHECKING:
+    from jax.extend.core import ClosedJaxpr as ClosedJaxpr
+    from jax.extend.core import DropVar as DropVar
+    from jax.extend.core import Jaxpr as Jaxpr
+    from jax.extend.core import JaxprEqn as JaxprEqn
+    from jax.extend.core import Literal as Literal
+    from jax.extend.core import Primitive as Primitive
+    from jax.extend.core import Var as Var
+else:
+    # The same classes without the package jax.extend, which loads Pallas: 3% of `import jax`.
+    from jax._src import core as _core
+    from jax._src.core import DropVar as DropVar
+    from jax._src.core import Jaxpr, JaxprEqn, Literal, Primitive
+    from jax._src.core import Var as Var
+
+    ClosedJaxpr = getattr(_core, "ClosedJaxpr", Jaxpr)  # one class since jax 0.12
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
@@ -115,10 +125,13 @@ def trace_flat(fn: Callable, avals: Sequence[Any]) -> Any:
     return ClosedJaxpr(jaxpr, consts)
 
 
-def evaluate(closed: Any, args: Sequence[Any], rule: Callable | None = None) -> list[Any]:
+def evaluate(
+    closed: Any, args: Sequence[Any], rule: Callable | None = None, mesh: bool = True
+) -> list[Any]:
     """Run `closed` on `args`, each equation by `rule(eqn, *values) -> list` (default `bind`).
 
-    Source lines, name stacks and contexts (mesh, compute type) are those of the equations.
+    Source lines, name stacks and, unless `mesh` is False, contexts (mesh, compute type) are those
+    of the equations.
     """
     if rule is None:
         return core.eval_jaxpr(closed.jaxpr, closed.consts, *args)
@@ -126,7 +139,7 @@ def evaluate(closed: Any, args: Sequence[Any], rule: Callable | None = None) -> 
     env |= dict(zip(closed.jaxpr.invars, args, strict=True))
     read = lambda v: v.val if isinstance(v, Literal) else env[v]
     for eqn in closed.jaxpr.eqns:
-        with context(eqn):
+        with context(eqn, mesh):
             outs = rule(eqn, *map(read, eqn.invars))
         env.update(zip(eqn.outvars, outs, strict=True))
     return [read(v) for v in closed.jaxpr.outvars]
@@ -145,10 +158,11 @@ def inline(closed: Any, args: Sequence[Any]) -> list[Any]:
 class context:
     """Within it, what is traced has the source line, name stack and mesh of `eqn`."""
 
-    def __init__(self, eqn: JaxprEqn):
+    def __init__(self, eqn: JaxprEqn, mesh: bool = True):
         stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
         traceback = eqn.source_info.traceback
-        self._managers = source_info_util.user_context(traceback, name_stack=stack), eqn.ctx.manager
+        own = (eqn.ctx.manager,) if mesh else ()
+        self._managers = source_info_util.user_context(traceback, name_stack=stack), *own
 
     def __enter__(self):
         for manager in self._managers:
@@ -185,7 +199,8 @@ def with_subjaxprs(eqn: JaxprEqn, new: Mapping[str, Sequence[Any]]) -> JaxprEqn:
     for name, jaxprs in new.items():
         old = params[name]
         if isinstance(old, tuple | list):
-            params[name] = type(old)(_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+            parts = (_like(o, j) for o, j in zip(old, jaxprs, strict=True))
+            params[name] = getattr(old, "_make", type(old))(parts)  # of a named tuple, too
         else:
             params[name] = _like(old, jaxprs[0])
     return eqn.replace(params=params)
@@ -221,6 +236,25 @@ def scan_split(eqn: JaxprEqn) -> tuple[int, int]:
         return eqn.params["num_consts"], eqn.params["num_carry"]
     consts, carry, _ = eqn.params["ft_in"].unpack()
     return len(consts), len(carry)
+
+
+def is_total(eqn: JaxprEqn) -> bool:
+    """Tell whether `eqn` calls a function whose derivative rule robustops' own `total` built."""
+    rule = eqn.params.get("jvp_jaxpr_fun")
+    return rule is not None and f"{_OWN}_spec.py:" in rule.debug_info.func_src_info
+
+
+def function_name(eqn: JaxprEqn) -> str:
+    """Return the name of the function that a custom_jvp_call or custom_vjp_call calls."""
+    ((inner,),) = subjaxprs(eqn).values()
+    return inner.jaxpr.debug_info.func_name
+
+
+def library_name(eqn: JaxprEqn) -> str | None:
+    """Return the name of jax's own function that a custom_jvp_call calls; None for others."""
+    info = closed(eqn.params["call_jaxpr"]).jaxpr.debug_info
+    own = os.path.dirname(os.path.abspath(jax.__file__)) + os.sep
+    return info.func_name if own in info.func_src_info else None
 
 
 def frame(eqn: JaxprEqn) -> Frame | None:

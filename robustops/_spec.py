@@ -39,7 +39,7 @@ class Op:
     """`reference(mp, *numbers)` in mpmath, inside the domain; a reduction gets a list."""
     domain: Sequence[tuple[float, float]]
     """For each array argument the open interval in which `ulps` is claimed."""
-    edges: Sequence[tuple[tuple, Any, Any]]
+    edges: Sequence[tuple[tuple[Any, ...], Any, Any]]
     """(arguments, value, derivatives) at the points that define the op. An entry may be a function
     of `finfo`; derivatives of None are not defined there."""
     ulps: tuple[float, float]

@@ -16,6 +16,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 import jax
 import pytest
 
+# Every full collection walks all jaxprs that jax keeps: a tenth of the time at Python's default.
+gc.set_threshold(50_000, 20, 50)
+
 
 @pytest.fixture
 def x64():

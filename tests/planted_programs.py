@@ -1,5 +1,7 @@
 """Twenty-two small models, each with one planted fault, and six that only look faulty.
 
+`planted_operations` adds to them.
+
 A fault stands on the line marked `# BUG`; the decorator says what `diagnose` has to find there.
 Arguments are fixed, so that each program fails, or does not, the same way every time.
 """
@@ -23,7 +25,7 @@ class Program:
     args: tuple[Any, ...]
     phase: str = ""
     primitive: str | None = None
-    iteration: int | None = None
+    iteration: int | tuple[int, ...] | None = None
 
     @property
     def lines(self) -> list[int]:
@@ -36,7 +38,12 @@ PLANTED: dict[str, Program] = {}
 SOUND: dict[str, Program] = {}
 
 
-def faulty(phase: str, primitive: str, *args: Any, iteration: int | None = None) -> Callable:
+SLOW: set[str] = set()
+
+
+def faulty(
+    phase: str, primitive: str, *args: Any, iteration: int | tuple[int, ...] | None = None
+) -> Callable:
     def enter(loss: Callable) -> Callable:
         PLANTED[loss.__name__] = Program(loss, args, phase, primitive, iteration)
         return loss
@@ -50,6 +57,11 @@ def sound(*args: Any) -> Callable:
         return loss
 
     return enter
+
+
+def slow(loss: Callable) -> Callable:
+    SLOW.add(loss.__name__)
+    return loss
 
 
 def normal(seed: int, *shape: int, scale: float = 1.0) -> jax.Array:

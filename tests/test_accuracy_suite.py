@@ -15,6 +15,7 @@ pytest.importorskip("rich")
 from benchmarks import __main__ as command
 from benchmarks._losses import LOSSES, cases
 from benchmarks._peers import PEERS, Peer, load
+from benchmarks._rows import read_rows
 from benchmarks.accuracy import _exhaustive as exhaustive
 from benchmarks.accuracy import _measure, run, summary, verify, verify_exhaustive
 from benchmarks.accuracy._report import exhaustive_sentence, sentence
@@ -284,7 +285,7 @@ def test_command_prints_and_writes(tmp_path, capsys):
     argv = ["accuracy", "--quick", "--ops", "safe_sqrt", "--peers", "jax", "--json", str(file)]
     assert command.main(argv) == 0
     printed = " ".join(capsys.readouterr().out.split())
-    rows = json.loads(file.read_text())
+    rows = read_rows(file)
     assert sentence(rows) in printed
     assert re.search(r"3 rows in \d+ s", printed)
     assert command.main(["accuracy", "--list"]) == 0

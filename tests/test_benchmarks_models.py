@@ -1,12 +1,11 @@
 """The models' benchmark: faults are planted and refused, counters add up, goals are judged."""
 
-import json
-
 import numpy as np
 import pytest
 
 pytest.importorskip("rich", reason="benchmarks need the extra 'benchmarks'")
 
+from benchmarks._rows import read_rows
 from benchmarks.models import main, run, summary, verify
 from benchmarks.models._report import sentence, table
 from benchmarks.models._run import spoilt
@@ -21,7 +20,7 @@ def rows(tmp_path_factory):
     """One seed of the smallest task, as it is in the table."""
     path = tmp_path_factory.mktemp("bench") / "rows.json"
     assert main(["--tasks", TASK, "--seeds", "1", "--json", str(path)]) == 0
-    return json.loads(path.read_text())
+    return read_rows(path)
 
 
 def test_faults_are_planted_and_refused(rows):

@@ -1,14 +1,14 @@
 """The optimizer benchmark: every cell is there, peers fail where they do, and ours withstand."""
 
-import json
-
 import pytest
 
 pytest.importorskip("rich", reason="benchmarks need the extra 'benchmarks'")
 
+from benchmarks._rows import read_rows
 from benchmarks.optimizers import _cost, main, run, summary, verify
 from benchmarks.optimizers._arms import QUICK_TREE
 from benchmarks.optimizers._report import behaviour_table, cost_table, sentence
+from benchmarks.report import page
 
 ARMS = ["apply_if_finite", "skip_nonfinite", "guard"]
 
@@ -20,7 +20,7 @@ def rows(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
         assert main(["--quick", "--rounds", "2", "--arms", *ARMS, "--json", str(path)]) == 0
-        found = json.loads(path.read_text())
+        found = read_rows(path)
         verify(found, [QUICK_TREE], ARMS)
         with pytest.raises(ValueError, match="expected 8 rows of cost, got 7"):
             verify(found[1:], [QUICK_TREE], ARMS)
@@ -56,3 +56,9 @@ def test_verify_refuses_a_guard_that_let_something_pass(rows):
         patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
         with pytest.raises(ValueError, match="guard let nan reach the parameters"):
             verify(bad, [QUICK_TREE], ARMS)
+
+
+def test_rows_carry_the_stamp_and_become_a_page(rows):
+    for row in rows:
+        assert {"suite", "device", "machine", "versions", "error"} <= set(row)
+    assert page(rows, "").count("<section") == 2

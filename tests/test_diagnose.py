@@ -1,10 +1,12 @@
 """`diagnose` names the line, and says nothing where nothing is wrong."""
 
+import inspect
 import json
 import time
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,10 +14,15 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import robustops as ro
-from tests import planted_programs
+from robustops.program._diagnose_shards import without_shards
+from tests import planted_operations  # noqa: F401  enters its programs below
+from tests.planted_programs import PLANTED, SLOW, SOUND
 
-PLANTED, SOUND = planted_programs.PLANTED, planted_programs.SOUND
 HERE = Path(__file__)
+
+
+def each(programs):
+    return [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in programs]
 
 
 def origin_of(report):
@@ -31,7 +38,7 @@ def found(report):
     return at.phase, at.primitive, at.iteration, at.source.partition("# ")[2]
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", each(PLANTED))
 def test_planted_fault_is_named(name):
     program = PLANTED[name]
     report = ro.diagnose(program.loss, *program.args)
@@ -47,15 +54,15 @@ def test_planted_fault_is_named(name):
         assert origin.argument in text
     else:
         assert [origin.line] == program.lines, report
-        assert origin.file == planted_programs.__file__
+        assert origin.file == inspect.getfile(program.loss)
         assert "# BUG" in origin.source
-        assert f"planted_programs.py:{origin.line}" in text
+        assert f"{Path(str(origin.file)).name}:{origin.line}" in text
         assert origin.operands
         assert [step.line for step in report.path if step.role == "origin"] == program.lines
     json.dumps(report.to_dict())
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", each(SOUND))
 def test_sound_program_is_no_alarm(name):
     program = SOUND[name]
     report = ro.diagnose(program.loss, *program.args)
@@ -262,11 +269,58 @@ def test_sharded_arguments():
 
     assert found(ro.diagnose(loss, x)) == ("forward", "log", None, "BUG")
 
-    # The inside of a shard_map is not looked into.
-    mapped = jax.shard_map(jnp.sqrt, mesh=mesh, in_specs=spec, out_specs=spec)
-    loss = lambda x: jnp.sum(mapped(x))  # BUG
-    assert found(ro.diagnose(loss, x)) == ("backward", "shard_map", None, "BUG")
-    assert ro.diagnose(loss, x + 1).ok
+
+def test_inside_of_shard_map():
+    auto = (jax.sharding.AxisType.Auto,) * 2
+    mesh = jax.make_mesh((4, 2), ("i", "j"), axis_types=auto)
+    spec = PartitionSpec("i", "j")
+
+    def local(w, x):
+        def cell(carry, v):
+            return jnp.tanh(carry * w + v), jnp.log(v)  # BUG
+
+        carry = lax.pcast(jnp.zeros(x.shape[1:]), ("i", "j"), to="varying")
+        logs = jax.nn.relu(lax.scan(cell, carry, x)[1])
+        logs = logs - lax.pmean(logs, "i")
+        return lax.psum(jnp.sum(logs), ("i", "j")), logs * lax.axis_index("j")
+
+    mapped = jax.shard_map(
+        local, mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=(PartitionSpec(), spec)
+    )
+
+    def loss(w, x):
+        total, logs = mapped(w, x)
+        return total + jnp.sum(jnp.sin(logs))
+
+    x = jnp.arange(1.0, 33.0).reshape(8, 4)
+    one_device = without_shards(jax.make_jaxpr(loss)(2.0, x))
+    got = jax.jit(jax.extend.core.jaxpr_as_fun(one_device))(2.0, x)
+    np.testing.assert_allclose(got[0], loss(2.0, x), rtol=1e-4)
+    assert ro.diagnose(loss, 2.0, x).ok
+
+    report = ro.diagnose(loss, 2.0, x.at[5, 3].set(-1.0))
+    assert found(report) == ("forward", "log", 1, "BUG")
+    assert origin_of(report).index == (2, 1, 1)  # place in the mesh, and among its elements
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_collectives_of_a_shard_map(explicit):
+    types = jax.sharding.AxisType.Explicit if explicit else jax.sharding.AxisType.Auto
+    mesh, spec = jax.make_mesh((8,), ("i",), axis_types=(types,)), PartitionSpec("i")
+
+    def local(x):
+        after = lax.ppermute(x, "i", [(k, (k + 1) % 8) for k in range(8)])
+        everything = lax.all_gather(x, "i", tiled=True)
+        return jnp.sum(everything) / after  # BUG
+
+    def loss(w, x):
+        return jnp.sum(jax.shard_map(local, mesh=mesh, in_specs=spec, out_specs=spec)(w * x))
+
+    with jax.set_mesh(mesh):
+        x = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, spec))
+        report = ro.diagnose(loss, 2.0, x)
+    assert found(report) == ("forward", "div", None, "BUG")
+    assert origin_of(report).index == (1, 0)
 
 
 # --------------------------------------------------------------------------------- bad arguments

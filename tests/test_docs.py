@@ -2,17 +2,22 @@
 
 import doctest
 import importlib
+import pkgutil
 import re
 from pathlib import Path
 
+import optax
 import pytest
 
+import robustops
 from robustops._spec import OPS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = sorted((ROOT / "docs").glob("*.md"))
-MODULES = ["losses", "optim", "models", "train", "testing"]
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.rglob("*.md") if "_build" not in page.parts)
+EXAMPLES = sorted((DOCS / "examples").glob("*.py"))
+MODULES = [m.name for m in pkgutil.iter_modules(robustops.__path__) if m.name[0] != "_"]
 SETUP = [
     "pip install -e '.[benchmarks]' && python -m benchmarks",
     "pip install -e '.[test]' && pytest",
@@ -29,8 +34,18 @@ OTHER = {
     "{accelerators-table}",
     "{accuracy-table}",
     "{exhaustive-table}",
+    "{api-table}",
+    "{include}",
+    "{literalinclude}",
+    "{loss-table}",
     "{models-table}",
+    "{raw}",
 }
+
+
+def named(page: Path) -> str:
+    """A page by its path, for test ids."""
+    return str(page.relative_to(ROOT if page == README else DOCS))
 
 
 def blocks(page: Path) -> list[tuple[str, int, str]]:
@@ -62,10 +77,14 @@ def public(name: str) -> set[str]:
     module = importlib.import_module(name)
     names = getattr(module, "__all__", None) or [
         key
-        for key, value in vars(module).items()
-        if not key.startswith("_") and getattr(value, "__module__", "").startswith("robustops")
+        for key in dir(module)
+        if key[0] != "_" and getattr(getattr(module, key), "__module__", "").startswith("robustops")
     ]
-    return {f"{name}.{key}" for key in names}
+    # What the package has at its top is documented there.
+    above = None if module is robustops else robustops
+    return {
+        f"{name}.{key}" for key in names if getattr(above, key, None) is not getattr(module, key)
+    }
 
 
 def entries() -> list[str]:
@@ -79,7 +98,7 @@ def test_every_public_name_has_an_entry(module):
     listed = entries()
     assert len(listed) == len(set(listed))
     expected = public(f"robustops.{module}")
-    assert expected
+    assert expected or module == "ops"
     assert {name for name in listed if name.startswith(f"robustops.{module}.")} == expected
 
 
@@ -90,7 +109,15 @@ def test_every_op_has_an_entry():
     assert public("robustops") == {f"robustops.{name}" for name in OPS} | others
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+def test_the_reference_lists_every_module():
+    """The tables of the page are made from the modules, so naming those is naming everything."""
+    listed = re.findall(r"^```\{api-table\} ([\w.]+)$", (DOCS / "api.md").read_text(), re.M)
+    assert sorted(listed) == sorted(
+        ["robustops", *(f"robustops.{module}" for module in MODULES if module != "ops")]
+    )
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=named)
 def test_python_blocks_run(page, capsys):
     """Each page top to bottom in one namespace; blocks with prompts must print what is shown."""
     namespace: dict = {"__name__": "__main__"}
@@ -117,18 +144,72 @@ def test_python_blocks_run(page, capsys):
             printed = capsys.readouterr().out
 
 
-@pytest.mark.parametrize("page", [README, ROOT / "docs/index.md"], ids=lambda page: page.name)
+QUESTIONS = {
+    "validation-loss-is-nan-from-the-first-step",
+    "training-and-validation-are-nan-in-an-autoencoder",
+    "nan-though-all-data-are-in-range",
+    "nan-in-the-backward-pass-only",
+    "float16",
+    "masked-attention",
+    "a-recurrent-network",
+    "many-devices",
+}
+
+
+def test_each_question_fails_without_and_works_with_its_repair():
+    """Each section asserts a failure, shows the diagnosis, and asserts that the repair is clean.
+
+    That what is asserted and printed holds is `test_python_blocks_run`.
+    """
+    text = (DOCS / "why-nan.md").read_text()
+    sections = {
+        title.lower().replace(" ", "-"): body
+        for title, body in re.findall(
+            r"^## ([^\n]+)$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL
+        )
+    }
+    assert set(sections) == QUESTIONS
+    assert set(re.findall(r"\]\(#([\w-]+)\)", text)) == QUESTIONS
+    for question, body in sections.items():
+        failing, printed, repair, *_ = re.findall(r"^```[^\n]+\n(.*?)^```$", body, re.M | re.DOTALL)
+        assert re.search(r"^assert .*(isnan|isinf|not jnp.isfinite)", failing, re.M), question
+        assert re.search(r"^print\(ro.diagnose\(", failing, re.M), question
+        assert printed.startswith("diagnose: "), question
+        assert re.search(r"^assert .*ro.diagnose\(.*\).ok$", repair, re.M), question
+
+
+def test_names_of_the_migration_page_exist():
+    """Each name of the second column is found, in `robustops` or in the module it begins with."""
+    text = (DOCS / "migrating.md").read_text()
+    cells = [line.split("|")[2] for line in text.splitlines() if line.startswith("|")]
+    names = {name for cell in cells for name in re.findall(r"`([a-z_][\w.]*)(?=[`(])", cell)}
+    assert len(names) > 40
+    for name in names:
+        module, _, _ = name.rpartition(".")
+        assert f"robustops.{name}" in public(f"robustops.{module}".rstrip(".")), name
+    for name in set(re.findall(r"\boptax\.(\w+)", text)):
+        assert hasattr(optax, name), name
+
+
+def test_readme_compares_what_was_measured(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS / "_ext")
+    pytest.importorskip("sphinx", reason="the tables are made by extensions of sphinx")
+    text, update = README.read_text(), importlib.import_module("comparison").updated
+    assert text == update(text), "run `python docs/_ext/comparison.py`"
+
+
+@pytest.mark.parametrize("page", [README, ROOT / "docs/index.md"], ids=named)
 def test_quick_start_has_two_setup_commands(page):
     shell = "".join(text for language, _, text in blocks(page) if language in ("", "sh"))
     assert [line for line in shell.splitlines() if line.startswith("pip install")] == SETUP
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [README, *PAGES], ids=named)
 def test_links_to_files_resolve(page):
     text = page.read_text()
     targets = re.findall(r"\]\(([^)#\s]+)\)", text)
     for target in targets:
         if not target.startswith("https://"):
             assert (page.parent / target).exists(), target
-    for target in re.findall(r"\{doc\}`(?:[^`<]*<)?(\w+)>?`", text):
+    for target in re.findall(r"\{doc\}`(?:[^`<]*<)?([\w/.-]+)>?`", text):
         assert (page.parent / f"{target}.md").exists(), target

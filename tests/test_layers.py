@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "robustops"
+import robustops
+from robustops import _lazy, program
+
+PACKAGE = Path(robustops.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 BOTTOM = {"_jax", "_numerics", "_spec", "_zmul"}
 # What a layer may import: layers below it (and itself), and packages besides jax.
@@ -32,7 +35,8 @@ BELOW = {
     },
     "__main__": {"train"},
     "program": BOTTOM | {"ops", "numpy"},
-    "__init__": {"ops", "program"},
+    "_lazy": set(),
+    "__init__": {"_lazy", "ops", "program"},
 }
 HEAVY = ["optax", "flax", "chex", "mpmath", "sklearn", "rich", "matplotlib", "orbax", "tyro"]
 name_of = lambda file: str(file.relative_to(PACKAGE))
@@ -75,12 +79,24 @@ def test_init_files_only_reexport(file):
     for node in body:
         if ast.unparse(node).startswith("__version__ = "):
             continue
-        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
-        assert all(a.asname in (a.name, f"_{a.name}") for a in node.names), ast.unparse(node)
+        # What is loaded when first asked for is imported for type checkers only.
+        lazy = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for line in [*node.body, *node.orelse] if lazy else [node]:
+            assert isinstance(line, ast.ImportFrom), ast.unparse(line)
+            assert all(a.asname in (a.name, f"_{a.name}") for a in line.names), ast.unparse(line)
+
+
+def test_program_is_loaded_when_first_asked_for():
+    assert set(_lazy.PROGRAM) <= set(dir(robustops))
+    for name in _lazy.PROGRAM:
+        assert getattr(robustops, name) is getattr(program, name)
+    with pytest.raises(AttributeError, match="'robustops' has no attribute 'safe_lgo'"):
+        _lazy.__getattr__("safe_lgo")
 
 
 def test_import_loads_jax_only():
-    code = f"import robustops, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    lazy = [*HEAVY, "jax.extend", "robustops.program"]
+    code = f"import robustops, sys; print([m for m in {lazy} if m in sys.modules])"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )

@@ -268,6 +268,15 @@ def test_flax_modules():
     norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"robustify: fn changes its arguments in place.*mean"):
         ro.robustify(lambda model, x: model(x))(norm, jnp.ones((4, 3)))
+    graphdef, state = nnx.split(norm)  # as that error says
+
+    def normalized(state, x):
+        norm = nnx.merge(graphdef, state, copy=True)
+        return jnp.linalg.norm(norm(x)), nnx.state(norm)
+
+    grad, new = jax.grad(ro.robustify(normalized), argnums=1, has_aux=True)(state, jnp.ones((4, 3)))
+    np.testing.assert_array_equal(grad, np.zeros((4, 3)))
+    assert (new["mean"][...] > 0).all()
 
 
 def test_idempotent():

@@ -227,6 +227,71 @@ FORMULAS = {
         lambda x, y: jnp.mean((x - x.mean()) * (y - y.mean())),
         (NEAR, NEAR[::-1]),
     ),
+    "quotient of large powers": (
+        lambda x, k: x**4 / (k**4 + x**4),
+        lambda x, k: sg(4 * (jnp.log(x) - jnp.log(k))),
+        at(3e20, 2e20),
+    ),
+    "quotient of small powers": (
+        lambda x, k: x**4 / (k**4 + x**4),
+        lambda x, k: sg(4 * (jnp.log(x) - jnp.log(k))),
+        at(2e-20, 1e-20),
+    ),
+    "a ratio that saturates": (
+        lambda x: x**2 / (x**2 + 1),
+        lambda x: jnp.ones_like(x) + 0 * x,
+        at(1e25),
+    ),
+    "logarithm of a large square": (
+        lambda x: jnp.log1p(x**2),
+        lambda x: 2 * jnp.log(x),
+        at(1e25),
+    ),
+    "cosine, large": (
+        lambda x, y: x @ y / (jnp.linalg.norm(x) * jnp.linalg.norm(y)),
+        lambda x, y: (x / 1e25) @ (y / 1e25) / (length(x / 1e25) * length(y / 1e25)),
+        at([3e25, 4e25], [4e25, 1e25]),
+    ),
+    "entropy of a masked softmax": (
+        lambda z: (lambda p: -jnp.sum(p * jnp.log(p)))(sm(jnp.where(FIRST[0] > 0, -inf, z))),
+        lambda z: -jnp.sum(sm(z[1:]) * lsm(z[1:])),
+        at([3, 1, 2]),
+    ),
+    "kl of masked logarithms": (
+        lambda z: (
+            lambda lp: jnp.sum(jnp.exp(lp) * (lp - lsm(jnp.where(FIRST[0] > 0, -inf, 0.0))))
+        )(lsm(jnp.where(FIRST[0] > 0, -inf, z))),
+        lambda z: jnp.sum(sm(z[1:]) * lsm(z[1:])) + LN2,
+        at([3, 1, 2]),
+    ),
+    "normalising what is masked": (
+        lambda z: jnp.sum(jnp.exp(z - inf - jax.nn.logsumexp(z - inf))),
+        lambda z: 0 * jnp.sum(z),
+        at([3, 1, 2]),
+    ),
+    "logsumexp of segments": (
+        lambda x: jnp.sum(jnp.log(jax.ops.segment_sum(jnp.exp(x), jnp.array([0, 0, 1]), 2))),
+        lambda x: jnp.logaddexp(x[0], x[1]) + x[2],
+        at([100, 300, -200]),
+    ),
+    "softmax of segments": (
+        lambda x: (
+            WEIGHTS
+            @ (
+                jnp.exp(x)
+                / jax.ops.segment_sum(jnp.exp(x), jnp.array([0, 0, 1]), 2)[
+                    f32([0, 0, 1]).astype(int)
+                ]
+            )
+        ),
+        lambda x: WEIGHTS[:2] @ sm(x[:2]) + WEIGHTS[2],
+        at([301, 300, -200]),
+    ),
+    "variance of nothing": (
+        lambda x: jnp.std(x, where=jnp.zeros(2, bool)) + jnp.std(x[:1], ddof=1),
+        lambda x: 0 * jnp.sum(x),
+        at([1, 2]),
+    ),
     "product by logarithms": (
         lambda x: jnp.sum(jnp.exp(jnp.sum(jnp.log(x), 1))),
         lambda x: jnp.sum(jnp.prod(x, 1)),
@@ -290,6 +355,32 @@ FORMULAS = {
         lambda z: -jnp.sum(jnp.log(lax.cond(z[0, 1] > 0, sm, lambda z: 0 * z + 0.5, z))[:, 0]),
         nll,
         (LOGITS,),
+    ),
+    "carried by a scan": (
+        lambda z: jnp.log(scanned(lambda c, x: c + jnp.exp(-(x**2)), 0.0, z)),
+        lambda z: jax.nn.logsumexp(-(z**2)),
+        at([30, 31, 32]),
+    ),
+    "forward algorithm": (
+        lambda z: jnp.log(
+            jnp.sum(
+                scanned(
+                    lambda a, x: (a @ f32([[0.9, 0.1], [0.2, 0.8]])) * jnp.exp(x),
+                    f32([0.5, 0.5]),
+                    z,
+                )
+            )
+        ),
+        lambda z: jax.nn.logsumexp(
+            scanned(
+                lambda a, x: (
+                    jax.nn.logsumexp(a[:, None] + jnp.log(f32([[0.9, 0.1], [0.2, 0.8]])), 0) + x
+                ),
+                jnp.log(f32([0.5, 0.5])),
+                z,
+            )
+        ),
+        at([[0, 100], [200, 0], [100, 100]]),
     ),
     "in while": (
         lambda z: lax.fori_loop(0, 2, lambda i, c: c - jnp.log(sm(z[i]))[0], 0.0),

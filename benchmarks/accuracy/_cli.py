@@ -3,9 +3,17 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from .._command import choose, console, progress, write_rows
+from .._command import (
+    choose,
+    conclude,
+    console,
+    journal,
+    output_options,
+    parsed,
+    progress,
+    size_options,
+)
 from .._losses import cases
 from .._peers import PEERS, load
 from ._exhaustive import (
@@ -28,13 +36,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks accuracy",
         description="Errors of every op and loss, ours and the peers', against mpmath, in ulps.",
     )
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help=f"{QUICK_SAMPLES} samples, float32")
-    size.add_argument("--full", action="store_true", help=f"{FULL_SAMPLES} samples, not {SAMPLES}")
+    size_options(
+        made, f"{QUICK_SAMPLES} samples, float32", f"{FULL_SAMPLES} samples, not {SAMPLES}"
+    )
     made.add_argument("--ops", nargs="+", metavar="NAME", help="ops and losses (see --list)")
     made.add_argument("--dtypes", nargs="+", metavar="D", help=f"of {', '.join(DTYPES)}")
     made.add_argument("--peers", nargs="+", metavar="P", help=f"of {', '.join(PEERS)}")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    output_options(made)
     made.add_argument("--list", action="store_true", help="list the ops and losses and stop")
     made.add_argument(
         "--exhaustive",
@@ -47,35 +55,33 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
-    chosen = options.parse_args(argv)
+    chosen = parsed(options, argv)
     out = console()
     if chosen.list:
         out.print("\n".join(cases()))
         return 0
+    begin = time.perf_counter()
     try:
         if chosen.exhaustive:
             return _exhaustive(choose("op of one argument", chosen.ops, one_argument()), chosen)
         ops = choose("op", chosen.ops, cases())
         dtypes = choose("dtype", chosen.dtypes or (["float32"] if chosen.quick else None), DTYPES)
         peers, missing = load(chosen.peers)
+        kept = journal(chosen)
     except ValueError as error:
         options.error(str(error))
     for line in missing:
         out.print(line, highlight=False, markup=False)
     samples = QUICK_SAMPLES if chosen.quick else FULL_SAMPLES if chosen.full else SAMPLES
-    begin = time.perf_counter()
     with progress(len(ops) * len(dtypes)) as advance:
-        rows = run(ops, dtypes, peers, samples=samples, advance=advance)
-    out.print(table(rows))
-    out.print()
-    out.print(sentence(rows), highlight=False)
-    out.print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s.")
-    write_rows(chosen.json, rows)
-    verify(rows, ops, dtypes)
-    return 0
+        rows = run(ops, dtypes, peers, samples=samples, once=kept.once, advance=advance)
+    return conclude(
+        chosen, rows, begin, [table(rows)], sentence(rows), lambda: verify(rows, ops, dtypes)
+    )
 
 
 def _exhaustive(names: Sequence[str], chosen: argparse.Namespace) -> int:
+    file = journal(chosen)
     kept = {row["op"]: row for row in kept_rows()}
     rows = [kept[name] for name in names if name in kept and is_current(kept[name])]
     done = {row["op"] for row in rows}
@@ -90,6 +96,7 @@ def _exhaustive(names: Sequence[str], chosen: argparse.Namespace) -> int:
     out.print()
     out.print(exhaustive_sentence(rows), highlight=False)
     out.print(f"kept in {RESULTS}", highlight=False)
-    write_rows(chosen.json, rows)
+    for row in rows:
+        file.once({"suite": "exhaustive", "op": row["op"]}, lambda row=row: [row])
     verify_exhaustive(rows)
     return 0

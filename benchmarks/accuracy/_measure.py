@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +13,12 @@ from robustops.testing import Op
 from .._command import choose
 from .._losses import cases
 from .._peers import Peer, load
-
-Row = dict[str, Any]
+from .._rows import Once, Row, failed, fresh, said
 
 OURS = "robustops"
-DTYPES = {d.__name__: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
+DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16, jnp.float64)}
+PLOTTED = ("sigmoid_binary_cross_entropy", "log_cosh", "softplus", "log1mexp", "safe_logit")
+"""Functions of one number whose rows carry the error against the input."""
 SAMPLES = 1000
 QUICK_SAMPLES = 150
 FULL_SAMPLES = 5000
@@ -31,6 +31,7 @@ def run(
     *,
     samples: int = SAMPLES,
     seed: int = 0,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Measures ops and losses, ours, the naive form and the peers', on one sample each.
@@ -41,6 +42,7 @@ def run(
       peers: libraries beside the naive form; None for all that are installed.
       samples: number of arguments drawn; a tenth of it in float64, where the truth is slow.
       seed: of the draw.
+      once: measures a unit, an op in one dtype, unless its rows are kept.
       advance: called with an op's name and 1 for each dtype done.
 
     Returns:
@@ -57,14 +59,20 @@ def run(
     for name in choose("op", ops, known):
         op = known[name]
         for dtype in choose("dtype", dtypes, DTYPES):
-            double = dtype == "float64"
-            with jax.enable_x64(True) if double else contextlib.nullcontext():
-                count = max(samples // 10, 20) if double else samples
-                truth = true_values(op, DTYPES[dtype], samples=count, seed=seed)
-                for library, fn, outputs in _implementations(op, peers):
-                    rows.append(_row(op, dtype, truth, library, fn, outputs))
+            count = max(samples // 10, 20) if dtype == "float64" else samples
+            unit = {"suite": "accuracy", "op": name, "dtype": dtype, "samples": count}
+            rows += once(
+                unit | {"seed": seed},
+                lambda args=(op, dtype, count, seed, peers): _measure(*args),
+            )
             advance(f"{name}: {dtype}", 1)
     return rows
+
+
+def _measure(op: Op, dtype: str, samples: int, seed: int, peers: Sequence[Peer]) -> list[Row]:
+    with jax.enable_x64(True) if dtype == "float64" else contextlib.nullcontext():
+        truth = true_values(op, DTYPES[dtype], samples=samples, seed=seed)
+        return [_row(op, dtype, truth, *each) for each in _implementations(op, peers)]
 
 
 def _implementations(op: Op, peers: Sequence[Peer]) -> list[tuple[str, Callable, Callable]]:
@@ -74,14 +82,9 @@ def _implementations(op: Op, peers: Sequence[Peer]) -> list[tuple[str, Callable,
 
 def _row(op: Op, dtype: str, truth: Truth, library: str, fn: Callable, outputs: Callable) -> Row:
     row: Row = {
-        "suite": "accuracy",
-        "op": op.name,
         "library": library,
-        "dtype": dtype,
-        "samples": len(truth.compared),
         "compared": int(truth.compared.sum()),
         "claimed_ulps": list(op.ulps) if library == OURS else None,
-        "device": jax.devices()[0].platform,
         "error": None,
     }
     try:
@@ -89,13 +92,28 @@ def _row(op: Op, dtype: str, truth: Truth, library: str, fn: Callable, outputs: 
             values, derivatives = outputs(rowwise(op, fn), truth.arrays)
         found = errors(truth, DTYPES[dtype], values, derivatives)
     except Exception as error:  # A peer that refuses a dtype is a row of the table.
-        if library == OURS:
-            raise
-        row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+        row["error"] = said(error)
         found = [np.full(len(truth.compared), np.nan)] * 2
     for kind, ulps in zip(("value", "derivative"), found, strict=True):
         row |= {f"{kind}_{key}": v for key, v in _statistics(ulps, truth).items()}
+    if op.name in PLOTTED and dtype == "float32":
+        row["curve"] = {"value": _curve(found[0], truth), "derivative": _curve(found[1], truth)}
     return row
+
+
+def _curve(ulps: np.ndarray, truth: Truth) -> list[tuple[float, float | None]]:
+    """Points of a plot, at most 80: the input and the error there, None where it is not finite.
+
+    Of neighbouring inputs the one with the largest error.
+    """
+    known = np.flatnonzero(~np.isnan(ulps))
+    points = []
+    for part in np.array_split(known[np.argsort(truth.arrays[0][known])], 80):
+        if len(part):
+            worst = part[np.argmax(ulps[part])]
+            error = float(ulps[worst])
+            points.append((float(truth.arrays[0][worst]), error if np.isfinite(error) else None))
+    return points
 
 
 def _statistics(ulps: np.ndarray, truth: Truth) -> Row:
@@ -124,6 +142,7 @@ def verify(
         for op in choose("op", ops, cases())
         for dtype in choose("dtype", dtypes, DTYPES)
     }
+    assert not failed(rows, OURS), "\n".join(failed(rows, OURS))
     assert set(ours) == asked, f"rows missing: {sorted(asked - set(ours))}"
     faults = []
     for (op, dtype), row in ours.items():

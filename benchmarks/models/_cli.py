@@ -3,9 +3,8 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from .._command import console, progress, write_rows
+from .._command import conclude, console, journal, output_options, parsed, progress, size_options
 from ._report import sentence, table
 from ._run import DATA, chosen, run, runs, verify
 from ._tasks import DTYPES, TASKS
@@ -19,14 +18,12 @@ def parser() -> argparse.ArgumentParser:
         "when 1% of the training rows are NaN, 1% of the cells 1e6 and every hundredth gradient is "
         "NaN.",
     )
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="one seed, two epochs, float32")
-    size.add_argument("--full", action="store_true", help="all dtypes")
+    size_options(made, "one seed, two epochs, float32", "all dtypes")
     made.add_argument("--tasks", nargs="+", metavar="T", help=f"of {'; '.join(TASKS)}")
     made.add_argument("--dtypes", nargs="+", metavar="D", help=f"of {' '.join(DTYPES)} (float32)")
     made.add_argument("--data", nargs="+", metavar="K", help=f"of {' '.join(DATA)} (both)")
     made.add_argument("--seeds", type=int, metavar="N", help="splits of each (5)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    output_options(made)
     made.add_argument("--list", action="store_true", help="list the tasks and stop")
     return made
 
@@ -34,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
-    given = options.parse_args(argv)
+    given = parsed(options, argv)
     out = console()
     if given.list:
         out.print("\n".join(TASKS), highlight=False)
@@ -44,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     try:
         what = chosen(given.tasks, dtypes, given.data)
+        kept = journal(given)
         with progress(len(runs(*what, seeds))) as advance:
-            rows = run(*what, seeds=seeds, epochs=2 if given.quick else None, advance=advance)
+            rows = run(
+                *what,
+                seeds=seeds,
+                epochs=2 if given.quick else None,
+                once=kept.once,
+                advance=advance,
+            )
     except ValueError as error:
         options.error(str(error))
-    out.print(table(rows))
-    out.print()
-    out.print(sentence(rows), highlight=False)
-    out.print(f"{len(rows)} runs in {time.perf_counter() - begin:.0f} s.")
-    write_rows(given.json, rows)
-    verify(rows, *what, seeds=seeds)
-    return 0
+    check = lambda: verify(rows, *what, seeds=seeds)
+    return conclude(given, rows, begin, [table(rows)], sentence(rows), check)

@@ -1,14 +1,12 @@
 """The result in words: a table and one sentence."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
+from .._rows import Row
 from ._run import POINT, summary
 from ._tasks import TASKS
-
-Row = dict[str, Any]
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -1,6 +1,7 @@
 """The suite as a function, and the checks that its rows stand for what was asked."""
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +16,8 @@ from robustops.optim import dynamic_loss_scale, guard
 from robustops.testing import inject_fault
 
 from .._command import choose
+from .._rows import Once, Row, failed, fresh
 from ._tasks import DTYPES, TASKS, Task, principal_components
-
-Row = dict[str, Any]
 
 DATA = ("clean", "faulty")
 EVERY = 100
@@ -34,6 +34,7 @@ def run(
     *,
     seeds: int = 5,
     epochs: int | None = None,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Trains each task in each dtype, on clean and on faulty data, and scores the test rows.
@@ -50,6 +51,7 @@ def run(
       data: "clean", "faulty"; None for both.
       seeds: splits, and initial parameters, of each.
       epochs: passes over the data; None for the recipe's.
+      once: measures a run, unless its row is kept.
       advance: called with what is done and how much of it.
 
     Returns:
@@ -63,7 +65,8 @@ def run(
     tasks, dtypes, data = chosen(tasks, dtypes, data)
     rows = []
     for name, dtype, kind, seed in runs(tasks, dtypes, data, seeds):
-        rows.append(_train(name, dtype, kind == "faulty", seed, epochs))
+        unit = {"suite": "models", "task": name, "dtype": dtype, "data": kind, "seed": seed}
+        rows += once(unit, functools.partial(_train, name, dtype, kind == "faulty", seed, epochs))
         advance(f"{name}, {dtype}, {kind}", 1)
     return rows
 
@@ -88,7 +91,7 @@ def spoilt(rows: train.Rows, seed: int) -> train.Rows:
     return train.Rows(x, rows.targets)
 
 
-def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -> Row:
+def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -> list[Row]:
     task = TASKS[name]
     data = task.data(seed=seed, validation=0.0)
     if faulty:
@@ -120,11 +123,8 @@ def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -
     )
     seconds = time.perf_counter() - begin
     health = history.health
-    return {
-        "task": name,
-        "dtype": dtype,
-        "data": DATA[faulty],
-        "seed": seed,
+    row = {
+        "library": "robustops",
         "goal": task.goal,
         "score": task.score(model, data.test),
         "components": principal_components(data) if task.reconstructs else None,
@@ -137,9 +137,8 @@ def _train(name: str, dtype: str, faulty: bool, seed: int, epochs: int | None) -
         "skipped": int(health.skipped),
         "recorded": int(history.skipped.sum()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
     }
+    return [row]
 
 
 def _optimizer(task: Task, steps: int, dtype: str, faults: Sequence[int]) -> Any:
@@ -170,7 +169,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     `change` is how much better (> 0) the mean is than that of clean float32, None without it.
     """
     cells: dict[tuple[str, str, str], list[Row]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["error"] is None):
         cells.setdefault((row["task"], row["dtype"], row["data"]), []).append(row)
     table = []
     for (name, dtype, kind), found in cells.items():
@@ -212,6 +211,9 @@ def verify(
     overflowed in float16; `fit` and the guard counted the same.
     """
     tasks, dtypes, data = chosen(tasks, dtypes, data)
+    wrong = failed(rows, "robustops")
+    if wrong:
+        raise ValueError("\n".join(wrong))
     seen = [(r["task"], r["dtype"], r["data"], r["seed"]) for r in rows]
     wanted = runs(tasks, dtypes, data, seeds)
     if sorted(seen) != sorted(wanted):

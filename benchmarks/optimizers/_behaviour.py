@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._rows import Once, Row
 from ._arms import ARMS, two_calls
-
-Row = dict[str, Any]
 
 FAULTS: dict[str, tuple[float, int]] = {
     "nan": (np.nan, 1),
@@ -20,7 +19,7 @@ FAULTS: dict[str, tuple[float, int]] = {
     "51 nan": (np.nan, 51),
 }
 """What is planted in one element of the gradient, and how many steps in a row."""
-DTYPES = {d.__name__: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
+DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
 AFTER = 200
 """Good steps after the fault."""
 
@@ -28,13 +27,15 @@ AFTER = 200
 def observe(
     arms: Sequence[str],
     dtypes: Sequence[str],
+    once: Once,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """One row for each arm, fault and dtype."""
     rows = []
     for arm in arms:
         for dtype in dtypes:
-            rows += _under_faults(arm, dtype)
+            unit = {"suite": "optimizers", "kind": "behaviour", "arm": arm, "dtype": dtype}
+            rows += once(unit, lambda arm=arm, dtype=dtype: _under_faults(arm, dtype))
             advance(arm, 1)
     return rows
 
@@ -64,10 +65,7 @@ def _under_faults(arm: str, dtype: str) -> list[Row]:
         usual = abs(float(start["w"][0, 0]) - first)
         rows.append(
             {
-                "kind": "behaviour",
-                "arm": arm,
                 "fault": fault,
-                "dtype": dtype,
                 "finite": bool(np.isfinite([faulty, last]).all()),
                 "unchanged": first == faulty,
                 "learning": bool(abs(last - almost) > 0.2 * usual),

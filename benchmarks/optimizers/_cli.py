@@ -3,9 +3,8 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from .._command import console, progress, write_rows
+from .._command import conclude, console, journal, output_options, parsed, progress, size_options
 from ._arms import ARMS, QUICK_TREE, TREES
 from ._behaviour import DTYPES
 from ._report import behaviour_table, cost_table, sentence
@@ -18,13 +17,13 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks optimizers",
         description="What guards cost beside bare Adam, and what they do about faults.",
     )
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help=f"the tree of {QUICK_TREE}, 7 rounds")
-    size.add_argument("--full", action="store_true", help="all dtypes in the table of behaviour")
+    size = size_options(
+        made, f"the tree of {QUICK_TREE}, 7 rounds", "all dtypes in the table of behaviour"
+    )
     size.add_argument("--trees", nargs="+", metavar="T", help=f"of {'; '.join(TREES)}")
     made.add_argument("--rounds", type=int, metavar="N", help=f"({ROUNDS})")
     made.add_argument("--arms", nargs="+", metavar="A", help="arms under faults (see --list)")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    output_options(made)
     made.add_argument("--list", action="store_true", help="list the arms and stop")
     return made
 
@@ -32,7 +31,7 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
-    given = options.parse_args(argv)
+    given = parsed(options, argv)
     out = console()
     if given.list:
         out.print("\n".join(ARMS))
@@ -42,16 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     begin = time.perf_counter()
     try:
         what = chosen(trees, given.arms, list(DTYPES) if given.full else ["float32"])
+        kept = journal(given)
         with progress(planned(*what)) as advance:
-            rows = run(*what, rounds=rounds, advance=advance)
+            rows = run(*what, rounds=rounds, once=kept.once, advance=advance)
     except ValueError as error:
         options.error(str(error))
-    out.print(cost_table(rows))
-    out.print()
-    out.print(behaviour_table(rows))
-    out.print()
-    out.print(sentence(rows), highlight=False)
-    out.print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s.")
-    write_rows(given.json, rows)
-    verify(rows, *what)
-    return 0
+    shown = [cost_table(rows), behaviour_table(rows)]
+    return conclude(given, rows, begin, shown, sentence(rows), lambda: verify(rows, *what))

@@ -2,29 +2,31 @@
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .._rows import Once, Row
 from ._arms import ARMS, BARE, COST, TREES, gradients, one_call, two_calls
-
-Row = dict[str, Any]
 
 
 def measure(
     trees: Sequence[str],
     rounds: int,
+    once: Once,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Rows for each tree, donated or not: all arms in turn, round after round."""
-    return [
-        row
-        for tree in trees
-        for donated in (True, False)
-        for row in _together(tree, donated, rounds, advance)
-    ]
+    rows = []
+    for tree in trees:
+        for donated in (True, False):
+            unit = {"suite": "optimizers", "kind": "cost", "tree": tree, "donated": donated}
+            rows += once(
+                unit | {"rounds": rounds},
+                lambda args=(tree, donated, rounds, advance): _together(*args),
+            )
+    return rows
 
 
 def planned(trees: Sequence[str]) -> int:
@@ -70,19 +72,14 @@ def _together(
         ratios = spent / seconds[bare]
         rows.append(
             {
-                "kind": "cost",
                 "arm": arm,
                 "form": form,
-                "tree": tree,
-                "donated": donated,
                 "ratio": float(np.median(ratios)),
                 "ratio_low": float(np.quantile(ratios, 0.25)),
                 "ratio_high": float(np.quantile(ratios, 0.75)),
                 "seconds": float(np.median(spent)),
                 "compile_seconds": compiling[arm, form],
                 "compile_ratio": compiling[arm, form] / compiling[bare],
-                "rounds": rounds,
-                "device": jax.devices()[0].device_kind,
             }
         )
     return rows

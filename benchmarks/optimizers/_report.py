@@ -1,19 +1,17 @@
 """The result in words: two tables and one sentence."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.table import Table
 
+from .._rows import Row
 from ._behaviour import FAULTS
 from ._run import summary
-
-Row = dict[str, Any]
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
     """Arms down, trees across: time over bare Adam's, and compile time."""
-    rows = [row for row in rows if row["kind"] == "cost"]
+    rows = [row for row in rows if row["kind"] == "cost" and row["error"] is None]
     columns = list(dict.fromkeys((row["tree"], row["donated"]) for row in rows))
     made = Table(show_edge=False, pad_edge=False, title="time over bare Adam's (compile time)")
     made.add_column("arm", no_wrap=True)
@@ -29,17 +27,18 @@ def cost_table(rows: Sequence[Row]) -> Table:
 
 def behaviour_table(rows: Sequence[Row]) -> Table:
     """Arms down, faults across: refused or taken, frozen if no learning follows, or NaN."""
-    rows = [row for row in rows if row["kind"] == "behaviour"]
+    rows = [row for row in rows if row["kind"] == "behaviour" and row["error"] is None]
     made = Table(show_edge=False, pad_edge=False, title="after a fault")
     for heading in ("arm", "dtype", *FAULTS):
         made.add_column(heading, no_wrap=heading in ("arm", "dtype"))
     cells = {(r["arm"], r["dtype"], r["fault"]): r for r in rows}
     for arm, dtype in dict.fromkeys((row["arm"], row["dtype"]) for row in rows):
-        made.add_row(arm, dtype, *(_word(cells[arm, dtype, fault]) for fault in FAULTS))
+        made.add_row(arm, dtype, *(word(cells[arm, dtype, fault]) for fault in FAULTS))
     return made
 
 
-def _word(row: Row) -> str:
+def word(row: Row) -> str:
+    """What an arm did about a fault."""
     if not row["finite"]:
         return "NaN"
     if not row["learning"]:

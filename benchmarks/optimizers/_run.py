@@ -1,13 +1,11 @@
 """The suite as a function, and the checks that its rows stand for what was asked."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from .._command import choose
+from .._rows import Once, Row, failed, fresh
 from . import _behaviour, _cost
 from ._arms import ARMS, BARE, QUICK_TREE, STACK, TREES
-
-Row = dict[str, Any]
 
 LARGE = [tree for tree in TREES if tree != QUICK_TREE]
 ROUNDS = 31
@@ -21,6 +19,7 @@ def run(
     dtypes: Sequence[str] = ("float32",),
     *,
     rounds: int = ROUNDS,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Measures the cost on each tree, and observes each arm under each fault.
@@ -30,6 +29,7 @@ def run(
       arms: arms of the table of behaviour; None for all.
       dtypes: dtypes of the table of behaviour.
       rounds: interleaved rounds of the cost.
+      once: measures a unit, a tree or an arm in one dtype, unless its rows are kept.
       advance: called with what is done and how much of it.
 
     Returns:
@@ -43,8 +43,8 @@ def run(
         raise ValueError(f"rounds must be >= 1, got {rounds}")
     trees, arms, dtypes = chosen(trees, arms, dtypes)
     return [
-        *_cost.measure(trees, rounds, advance),
-        *_behaviour.observe(arms, dtypes, advance),
+        *_cost.measure(trees, rounds, once, advance),
+        *_behaviour.observe(arms, dtypes, once, advance),
     ]
 
 
@@ -69,6 +69,7 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 
     A fault is survived if parameters stay finite and go on learning at the usual rate.
     """
+    rows = [row for row in rows if row["error"] is None]
     cost = [row for row in rows if row["kind"] == "cost" and row["donated"]]
     found = {
         f"{row['arm']}, {row['form']}": row["ratio"]
@@ -95,6 +96,9 @@ def verify(
     The times are not judged: they are the machine's.
     """
     trees, arms, dtypes = chosen(trees, arms, dtypes)
+    wrong = failed(rows, "robustops")
+    if wrong:
+        raise ValueError("\n".join(wrong))
     cost = [(r["arm"], r["form"], r["tree"], r["donated"]) for r in rows if r["kind"] == "cost"]
     seen = [(r["arm"], r["fault"], r["dtype"]) for r in rows if r["kind"] == "behaviour"]
     wanted = [(a, f, d) for a in arms for d in dtypes for f in _behaviour.FAULTS]

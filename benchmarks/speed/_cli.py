@@ -3,12 +3,31 @@
 import argparse
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from .._command import choose, console, progress, write_rows
+from .._command import (
+    choose,
+    conclude,
+    console,
+    journal,
+    output_options,
+    parsed,
+    progress,
+    size_options,
+)
 from .._losses import cases
 from .._peers import PEERS, load
-from ._measure import DTYPES, ELEMENTS, FULL_ELEMENTS, QUICK_ELEMENTS, ROUNDS, run, verify
+from ._measure import (
+    DTYPES,
+    ELEMENTS,
+    FULL_ELEMENTS,
+    QUICK_ELEMENTS,
+    QUICK_ROUNDS,
+    ROUNDS,
+    SCALED,
+    SCALING,
+    run,
+    verify,
+)
 from ._report import sentence, table
 
 
@@ -18,17 +37,21 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks speed",
         description="Time of every op and loss over that of a copy, with and without gradient.",
     )
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help=f"{QUICK_ELEMENTS:,} elements")
-    size.add_argument("--full", action="store_true", help=f"{FULL_ELEMENTS:,} elements")
-    size.add_argument("--elements", type=int, metavar="N", help=f"elements ({ELEMENTS:,})")
-    made.add_argument("--rounds", type=int, default=ROUNDS, metavar="N", help=f"({ROUNDS})")
+    size = size_options(
+        made,
+        f"{QUICK_ELEMENTS:,} elements, {QUICK_ROUNDS} rounds",
+        f"{FULL_ELEMENTS:,} elements, float32 and bfloat16, and {', '.join(SCALED)} at other sizes",
+    )
+    size.add_argument(
+        "--elements", type=int, nargs="+", metavar="N", help=f"one or more sizes ({ELEMENTS:,})"
+    )
+    made.add_argument("--rounds", type=int, metavar="N", help=f"({ROUNDS})")
     made.add_argument("--ops", nargs="+", metavar="NAME", help="ops and losses (see --list)")
     made.add_argument(
-        "--dtypes", nargs="+", default=["float32"], metavar="D", help=f"of {', '.join(DTYPES)}"
+        "--dtypes", nargs="+", metavar="D", help=f"float32 unless named, of {', '.join(DTYPES)}"
     )
     made.add_argument("--peers", nargs="+", metavar="P", help=f"of {', '.join(PEERS)}")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
+    output_options(made)
     made.add_argument("--list", action="store_true", help="list the ops and losses and stop")
     return made
 
@@ -36,35 +59,39 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
-    chosen = options.parse_args(argv)
+    chosen = parsed(options, argv)
     out = console()
     if chosen.list:
         out.print("\n".join(cases()))
         return 0
-    elements = (
-        QUICK_ELEMENTS
+    sizes = (
+        [QUICK_ELEMENTS]
         if chosen.quick
-        else FULL_ELEMENTS
+        else [FULL_ELEMENTS]
         if chosen.full
-        else ELEMENTS
-        if chosen.elements is None
-        else chosen.elements
+        else chosen.elements or [ELEMENTS]
     )
+    rounds = (
+        chosen.rounds if chosen.rounds is not None else QUICK_ROUNDS if chosen.quick else ROUNDS
+    )
+    begin = time.perf_counter()
     try:
         ops = choose("op", chosen.ops, cases())
-        dtypes = choose("dtype", chosen.dtypes, DTYPES)
+        asked = chosen.dtypes or ["float32", *(["bfloat16"] if chosen.full else [])]
+        dtypes = choose("dtype", asked, DTYPES)
+        scaled = [op for op in SCALED if op in ops] if chosen.full else []
+        others = [n for n in SCALING if n not in sizes]
         peers, missing = load(chosen.peers)
+        kept = journal(chosen)
         for line in missing:
             out.print(line, highlight=False, markup=False)
-        begin = time.perf_counter()
-        with progress(len(ops) * len(dtypes)) as advance:
-            rows = run(ops, dtypes, peers, elements=elements, rounds=chosen.rounds, advance=advance)
+        with progress(len(ops) * len(dtypes) * len(sizes) + len(scaled) * len(others)) as advance:
+            how = {"rounds": rounds, "once": kept.once, "advance": advance}
+            rows = run(ops, dtypes, peers, elements=sizes, **how)
+            if scaled:
+                rows += run(scaled, ["float32"], peers, elements=others, **how)
     except ValueError as error:
         options.error(str(error))
-    out.print(table(rows))
-    out.print()
-    out.print(sentence(rows), highlight=False)
-    out.print(f"{len(rows)} rows in {time.perf_counter() - begin:.0f} s.")
-    write_rows(chosen.json, rows)
-    verify(rows, ops, dtypes)
-    return 0
+    return conclude(
+        chosen, rows, begin, [table(rows)], sentence(rows), lambda: verify(rows, ops, dtypes)
+    )

@@ -14,15 +14,19 @@ from robustops.testing import Op
 from .._command import choose
 from .._losses import cases
 from .._peers import Peer, compiled, load
-
-Row = dict[str, Any]
+from .._rows import Once, Row, failed, fresh, said
+from ._overhead import overhead
 
 OURS = "robustops"
-DTYPES = {d.__name__: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
+DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
 ELEMENTS = 2**22
 QUICK_ELEMENTS = 2**20
 FULL_ELEMENTS = 2**24
 ROUNDS = 15
+QUICK_ROUNDS = 7
+SCALED = ("safe_log", "safe_norm", "softmax", "sigmoid_binary_cross_entropy")
+SCALING = (1_024, 10_240, 102_400, 1_024_000, 10_240_000, 102_400_000)
+"""Sizes at which those are timed too in a full run: 1e3 to 1e8, in whole rows."""
 WIDTH = 128
 """Elements in a row of a reduction."""
 
@@ -32,8 +36,9 @@ def run(
     dtypes: Sequence[str] = ("float32",),
     peers: Sequence[Peer] | None = None,
     *,
-    elements: int = ELEMENTS,
+    elements: int | Sequence[int] = ELEMENTS,
     rounds: int = ROUNDS,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
     """Times the value, and the value and gradient, of ops and losses.
@@ -45,61 +50,54 @@ def run(
       ops: names of ops and loss cases; None for all.
       dtypes: of float32, bfloat16, float16.
       peers: libraries beside the naive and the double-where form; None for all installed.
-      elements: size of each array argument; reductions have rows of 128.
+      elements: size of each array argument, or several; reductions have rows of 128.
       rounds: number of rounds.
-      advance: called with an op's name and 1 for each dtype done.
+      once: measures a unit, an op at one size in one dtype, unless its rows are kept.
+      advance: called with an op's name and 1 for each unit done.
 
     Returns:
-      One row for each op, dtype, library and mode ("value" or "gradient"): the ratio with its
-      quartiles, seconds, and seconds that trace and compilation took.
+      One row for each op, dtype, size, library and mode ("value", "gradient"; and of ours and the
+      naive form "eager", "trace", "compile"): the ratio with its quartiles, and seconds.
 
     Raises:
       ValueError: an unknown op or dtype (the valid ones are listed), or too few elements.
     """
-    if elements < WIDTH or rounds < 1:
-        raise ValueError(
-            f"elements must be >= {WIDTH} and rounds >= 1, got {elements} and {rounds}"
-        )
+    sizes = [elements] if isinstance(elements, int) else elements
+    if min(sizes) < WIDTH or rounds < 1:
+        raise ValueError(f"elements must be >= {WIDTH} and rounds >= 1, got {sizes} and {rounds}")
     known = cases()
     peers = load()[0] if peers is None else peers
+    if jax.devices()[0].platform != "cpu":
+        peers = [peer for peer in peers if not peer.host]  # another device's time
     rows = []
     for name in choose("op", ops, known):
         for dtype in choose("dtype", dtypes, DTYPES):
-            rows += _measure(known[name], dtype, peers, elements, rounds)
-            advance(f"{name}: {dtype}", 1)
+            for size in sizes:
+                unit = {"suite": "speed", "op": name, "dtype": dtype, "elements": size}
+                rows += once(
+                    unit | {"rounds": rounds},
+                    lambda args=(known[name], dtype, peers, size, rounds): _measure(*args),
+                )
+                advance(f"{name}: {dtype}", 1)
     return rows
 
 
 def _measure(op: Op, dtype: str, peers: Sequence[Peer], elements: int, rounds: int) -> list[Row]:
     arrays = inputs(op, DTYPES[dtype], elements)
+    rows, calls = overhead(op, arrays), []  # before anything of the op has been compiled
     copy, _ = compiled(lambda x: x + 1, arrays[:1])
     copy()
-    rows, calls = [], []
     for library, fn, thunks in _implementations(op, peers):
         fn = (lambda *xs, fn=fn: fn(*xs, axis=-1)) if op.reduces else fn
         for mode, thunk in zip(("value", "gradient"), thunks(fn, arrays), strict=True):
             if thunk is None:
                 continue
-            row: Row = {
-                "suite": "speed",
-                "op": op.name,
-                "library": library,
-                "mode": mode,
-                "dtype": dtype,
-                "elements": elements,
-                "rounds": rounds,
-                "device": jax.devices()[0].platform,
-                "error": None,
-            }
+            row: Row = {"library": library, "mode": mode, "error": None}
             rows.append(row)
             try:
-                begin = time.perf_counter()
                 thunk()
-                row["first_seconds"] = time.perf_counter() - begin
             except Exception as error:  # A peer that refuses a dtype is a row of the table.
-                if library == OURS:
-                    raise
-                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
+                row["error"] = said(error)
                 continue
             calls.append((row, thunk))
     for (row, _), (ratios, seconds) in zip(
@@ -200,6 +198,7 @@ def verify(
         for library in (OURS, "naive")
         for mode in ("value", "gradient")
     }
+    assert not failed(rows, OURS), "\n".join(failed(rows, OURS))
     assert asked <= timed, f"rows missing: {sorted(asked - timed)}"
     for row in rows:
         if row["error"] is None:
@@ -209,12 +208,14 @@ def verify(
 def summary(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
     """For each other library, and the fastest peer, and mode: our time over theirs, geometric mean.
 
-    The fastest peer of an op is the fastest of jax, optax, torch, tfp, keras that have it.
+    At the largest size, if there are several. The fastest peer of an op is the fastest of jax,
+    optax, scipy, tfp, torch and keras that have it.
     """
+    largest = max(row["elements"] for row in rows)
     known = {
         (row["op"], row["dtype"], row["mode"], row["library"]): row["ratio"]
         for row in rows
-        if row["error"] is None
+        if row["error"] is None and row["elements"] == largest
     }
     found: dict[tuple[str, str], dict[str, float]] = {}
     for (op, dtype, mode, library), ratio in known.items():

@@ -11,11 +11,12 @@ def table(rows: Sequence[Row]) -> Table:
     """Ops down, libraries across: time over the copy's, value and value with gradient."""
     libraries = list(dict.fromkeys(row["library"] for row in rows))
     made = Table(show_edge=False, pad_edge=False)
-    for heading in ("op", "dtype", "mode", *libraries):
+    for heading in ("op", "dtype", "elements", "mode", *libraries):
         made.add_column(heading, no_wrap=heading == "op")
-    lines: dict[tuple[str, str, str], dict[str, Row]] = {}
+    lines: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
-        lines.setdefault((row["op"], row["dtype"], row["mode"]), {})[row["library"]] = row
+        key = row["op"], row["dtype"], f"{row['elements']:,}", row["mode"]
+        lines.setdefault(key, {})[row["library"]] = row
     for key, line in lines.items():
         made.add_row(*key, *(_cell(line.get(library)) for library in libraries))
     return made
@@ -44,8 +45,14 @@ def sentence(rows: Sequence[Row]) -> str:
                 f"{of['mean']:.2f}x {library} ({mode}, {of['cases']} cases, at most "
                 f"{of['worst']:.2f}x: {of['worst_op']})"
             )
+    largest = max(row["elements"] for row in rows)
+    calls = ", ".join(
+        f"{found['naive', mode]['mean']:.2f}x to {words}"
+        for mode, words in (("eager", "call eagerly"), ("trace", "trace"), ("compile", "compile"))
+        if ("naive", mode) in found
+    )
     return (
-        f"Time on {first['device']}, {first['elements']:,} elements, medians of "
+        f"Time on {first['device']}, {largest:,} elements, medians of "
         f"{first['rounds']} interleaved rounds, geometric means over the cases: {OURS} takes "
-        f"{'; '.join(parts)}."
+        f"{'; '.join(parts)}." + (f" Of the naive form's time it takes {calls}." if calls else "")
     )

@@ -1,4 +1,4 @@
-"""The survival benchmark: twelve ways to lose a training run, on real data, under five arms."""
+"""The survival benchmark: ways to lose a training run, on real data, under five arms."""
 
 from ._arms import ARMS as ARMS
 from ._cli import main as main

@@ -45,6 +45,8 @@ class Recipe:
     loss: Loss
     prepare: Callable[[Split], Prepared]
     wrap: Wrap
+    model: Callable[[Any], Any] | None = None
+    resets: tuple[str, ...] = ()
     audit: bool = False
     reinitialize: bool = False
     lower_rate: bool = False
@@ -64,6 +66,8 @@ def recipe(scenario: Scenario, arm: str) -> Recipe:
             remedy.loss or scenario.naive_loss,
             _without_bad_rows(scaling) if remedy.drop_bad_rows else scaling,
             remedy.wrap or _unguarded,
+            model=remedy.model,
+            resets=remedy.resets,
             reinitialize=remedy.reinitialize,
             lower_rate=remedy.lower_rate,
             removes_stress=remedy.removes_stress,
@@ -86,6 +90,7 @@ def recipe(scenario: Scenario, arm: str) -> Recipe:
         scenario.robustops_loss,
         robust_scaling,
         _robustops_guard,
+        model=scenario.robustops_model,
         audit=True,
         removes_stress="; ".join(filter(None, reasons)),
     )

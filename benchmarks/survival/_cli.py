@@ -1,15 +1,23 @@
 """The command line of the survival benchmark."""
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .._command import choose, console, progress
+from .._command import (
+    choose,
+    conclude,
+    console,
+    journal,
+    output_options,
+    parsed,
+    progress,
+    size_options,
+)
 from ._arms import ARMS
-from ._page import pyplot, write_page, write_picture
+from ._picture import pyplot, write_picture
 from ._report import listing, sentence, table
 from ._runner import (
     GRID,
@@ -23,25 +31,23 @@ from ._runner import (
     verify,
 )
 
-PAGE = Path("benchmarks/out/survival.html")
+REPORT = Path("benchmarks/out/survival")
+"""Where the page of a default run goes."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = argparse.ArgumentParser(
         prog="python -m benchmarks survival",
-        description="Twelve ways to lose a training run, on real data, under five arms.",
+        description="Ways to lose a training run, on real data, under five arms.",
     )
     names = lambda text: [name.strip() for name in text.split(",") if name.strip()]
     made.add_argument("--only", type=names, metavar="A,B", help="scenarios (see --list)")
     made.add_argument("--arms", type=names, metavar="A,B", help=f"arms, of {', '.join(ARMS)}")
     made.add_argument("--seeds", type=int, metavar="N", help="number of seeds (1; 5 with --full)")
     made.add_argument("--levels", metavar="I,J", help="quick, all, or indices of levels")
-    size = made.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="three levels and one seed, the default")
-    size.add_argument("--full", action="store_true", help="all levels and five seeds")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
-    made.add_argument("--html", type=Path, metavar="FILE", default=PAGE, help=f"page ({PAGE})")
+    size_options(made, "three levels and one seed, the default", "all levels and five seeds")
+    output_options(made)
     made.add_argument("--picture", type=Path, metavar="FILE.svg", help="write an overview")
     made.add_argument("--list", action="store_true", help="list the scenarios and stop")
     made.add_argument("--tune", action="store_true", help="tune and freeze the rates, and stop")
@@ -51,41 +57,38 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     options = parser()
-    chosen = options.parse_args(argv)
+    chosen = parsed(options, argv)
     out = console()
     if chosen.list:
         out.print(listing())
         return 0
+    begin = time.perf_counter()
     try:
         what = _selection(chosen)
         total = planned(**what)
+        if chosen.tune:
+            return _tune(chosen.only)
+        if not (chosen.json or chosen.report or chosen.picture):
+            chosen.report = REPORT
+        kept = journal(chosen)
     except ValueError as error:
         options.error(str(error))
-    if chosen.tune:
-        runs = sum(len(SCENARIOS[n].optimizers) for n in choose("scenario", chosen.only, SCENARIOS))
-        with progress(runs * (len(ARMS) + 1) * len(GRID) * len(TUNING_SEEDS)) as advance:
-            rates = tune(chosen.only, advance=advance)
-        save_rates(rates)
-        out.print_json(json.dumps(rates))
-        return 0
-    pyplot()  # A missing matplotlib is told before the run, not after it.
-    begin = time.perf_counter()
+    if chosen.picture:
+        pyplot()  # a missing matplotlib is told before the run, not after it
     with progress(total) as advance:
-        rows = run(**what, advance=advance)
-    out.print(table(rows))
-    out.print()
-    out.print(sentence(rows))
-    out.print(f"{len(rows)} runs in {time.perf_counter() - begin:.0f} s.")
-    for path, write in [
-        (chosen.json, lambda path: path.write_text(json.dumps(rows, indent=1) + "\n")),
-        (chosen.html, lambda path: write_page(rows, path)),
-        (chosen.picture, lambda path: write_picture(rows, path)),
-    ]:
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(path)
-            out.print(f"wrote {path}", highlight=False)
-    verify(rows, **what)
+        rows = run(**what, once=kept.once, advance=advance)
+    if chosen.picture:
+        write_picture(rows, chosen.picture)
+        out.print(f"wrote {chosen.picture}", highlight=False)
+    return conclude(
+        chosen, rows, begin, [table(rows)], sentence(rows), lambda: verify(rows, **what)
+    )
+
+
+def _tune(only: Sequence[str] | None) -> int:
+    runs = sum(len(SCENARIOS[n].optimizers) for n in choose("scenario", only, SCENARIOS))
+    with progress(runs * (len(ARMS) + 1) * len(GRID) * len(TUNING_SEEDS)) as advance:
+        save_rates(tune(only, advance=advance))
     return 0
 
 

@@ -43,6 +43,22 @@ def ro_cross_entropy(outputs, labels, values):
     return ro.safe_mean(ro_losses.softmax_cross_entropy_with_integer_labels(outputs, labels))
 
 
+def smoothed_cross_entropy(share: float):
+    """optax's cross-entropy with a share of each label spread over all classes."""
+
+    def loss(outputs, labels, values):
+        del values
+        targets = optax.losses.smooth_labels(jax.nn.one_hot(labels, outputs.shape[-1]), share)
+        return jnp.mean(optax.losses.softmax_cross_entropy(outputs, targets))
+
+    return loss
+
+
+def scaled_cross_entropy(factor: float):
+    """optax's cross-entropy times a factor, which the optimizer must take out of the gradient."""
+    return lambda outputs, labels, values: factor * optax_cross_entropy(outputs, labels, values)
+
+
 def clipped_bce(low: float, high: float):
     """Binary cross-entropy by hand, from probabilities clipped to `[low, high]`."""
 

@@ -78,7 +78,9 @@ def autoencoder_tanh():
         "remedy": Remedy("standardize the data", UNIT, standardize=True),
         "metric": "r2",
         "optimizers": {
-            "adam+l2": lambda rate: optax.chain(optax.add_decayed_weights(1e-4), optax.adam(rate))
+            "adam+l2": lambda rate, values: optax.chain(
+                optax.add_decayed_weights(1e-4), optax.adam(rate)
+            )
         },
         "scaling_removes_stress": UNIT,
     }
@@ -180,6 +182,6 @@ def log_square():
         "control_loss": losses.optax_mse,
         "remedy": Remedy("standardize the targets", UNIT, standardize=True),
         "metric": "r2",
-        "optimizers": {"rmsprop": optax.rmsprop},
+        "optimizers": {"rmsprop": lambda rate, values: optax.rmsprop(rate)},
         "scaling_removes_stress": UNIT,
     }

@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from .._rows import Row
 from ._arms import ARMS
-from ._runner import SCENARIOS, Row, summary
+from ._runner import SCENARIOS, summary
 from ._scenario import Level
 
 STATES = ("learned", "alive", "died")

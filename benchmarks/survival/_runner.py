@@ -5,16 +5,20 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from .._command import choose
-from . import _classification, _regression  # noqa: F401  They register the scenarios.
+from .._rows import Once, Row, failed, fresh, said
+from . import (  # noqa: F401  They register the scenarios.
+    _classification,
+    _data_faults,
+    _program_faults,
+    _regression,
+)
 from ._arms import ARMS, CONTROL, recipe
 from ._scenario import SCENARIOS as _REGISTERED
 from ._scenario import Level, Scenario
 from ._train import Outcome, trainer
-
-Row = dict[str, Any]
 
 SCENARIOS: Mapping[str, Scenario] = dict(
     sorted(_REGISTERED.items(), key=lambda item: item[1].number)
@@ -37,6 +41,7 @@ def run(
     levels: Literal["quick", "all"] | Sequence[int] = "quick",
     *,
     steps: int | None = None,
+    once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, runs: None,
 ) -> list[Row]:
     """Runs scenarios and returns one row for each scenario, level, arm and seed.
@@ -51,6 +56,7 @@ def run(
       seeds: number of seeds (from 10 on), or the seeds themselves.
       levels: "quick" for three levels of each scenario, "all", or indices of levels.
       steps: training steps in place of the scenarios' own, for tests.
+      once: measures a unit, one run, unless its row is kept.
       advance: called with what was run and how many runs that was.
 
     Returns:
@@ -62,33 +68,27 @@ def run(
     """
     arms = choose("arm", arms, ARMS)
     seeds = _seeds(seeds)
-    rates = load_rates()
     rows = []
     for name in choose("scenario", only, SCENARIOS):
         scenario = SCENARIOS[name]
         chosen = choose_levels(scenario, levels)
         optimizers = dict.fromkeys(scenario.optimizer_of(level) for _, level in chosen)
         for optimizer in optimizers:
-            tuned = rates[f"{name}/{optimizer}"]
-            control = compiled(name, optimizer, CONTROL)
-            healthy = scenario.healthy(optimizer)
-            controls = {}
-            for seed in seeds:
-                outcome = control(seed, healthy, tuned[CONTROL]["rate"], steps)
-                controls[seed] = outcome.skill if outcome.survived else math.nan
-                advance(f"{name}: control", 1)
+            mine = [(i, level) for i, level in chosen if scenario.optimizer_of(level) == optimizer]
             for arm in arms:
-                train = compiled(name, optimizer, arm)
-                rate = tuned[arm]["rate"]
-                for index, level in chosen:
-                    if scenario.optimizer_of(level) != optimizer:
-                        continue
+                for index, level in mine:
                     for seed in seeds:
-                        outcome = train(seed, level, rate, steps)
+                        unit = {
+                            "suite": "survival",
+                            "scenario": name,
+                            "level": index,
+                            "arm": arm,
+                            "seed": seed,
+                            "steps": steps or scenario.steps,
+                        }
+                        where = scenario, optimizer, level, arm, seed, steps
+                        rows += once(unit, lambda where=where: [_one_run(*where)])
                         advance(f"{name}: {arm}", 1)
-                        rows.append(
-                            _row(scenario, index, level, arm, seed, rate, outcome, controls[seed])
-                        )
     return rows
 
 
@@ -98,31 +98,37 @@ def compiled(name: str, optimizer: str, arm: str) -> Callable[..., Outcome]:
     return trainer(SCENARIOS[name], optimizer, arm)
 
 
-def _row(
-    scenario: Scenario,
-    index: int,
-    level: Level,
-    arm: str,
-    seed: int,
-    rate: float,
-    outcome: Outcome,
-    control: float,
+@functools.cache
+def _control(name: str, optimizer: str, seed: int, steps: int | None) -> float:
+    """Skill of the control run; NaN if it died."""
+    scenario = SCENARIOS[name]
+    train = compiled(name, optimizer, CONTROL)
+    rate = load_rates()[f"{name}/{optimizer}"][CONTROL]["rate"]
+    outcome = train(seed, scenario.healthy(optimizer), rate, steps)
+    return outcome.skill if outcome.survived else math.nan
+
+
+def _one_run(
+    scenario: Scenario, optimizer: str, level: Level, arm: str, seed: int, steps: int | None
 ) -> Row:
+    rate = load_rates()[f"{scenario.name}/{optimizer}"][arm]["rate"]
+    control, problem = math.nan, None
+    try:
+        control = _control(scenario.name, optimizer, seed, steps)
+        outcome = compiled(scenario.name, optimizer, arm)(seed, level, rate, steps)
+    except Exception as error:  # A run that raises has died.
+        outcome, problem = Outcome(False, math.nan, 0.0), said(error)
     removes = recipe(scenario, arm).removes_stress
     if not level.fair:
         mark, note = "information-destroyed", level.note
-    elif removes and level is not scenario.healthy(scenario.optimizer_of(level)):
+    elif removes and level is not scenario.healthy(optimizer):
         mark, note = "stress-removed", removes
     else:
         mark, note = "fair", ""
     return {
-        "scenario": scenario.name,
         "number": scenario.number,
-        "level": index,
         "stress": level.label,
-        "optimizer": scenario.optimizer_of(level),
-        "arm": arm,
-        "seed": seed,
+        "optimizer": optimizer,
         "survived": outcome.survived,
         "learned": outcome.survived and outcome.skill >= LEARNED * control,
         "fair": level.fair,
@@ -133,6 +139,7 @@ def _row(
         "control": control if math.isfinite(control) else None,
         "rate": rate,
         "seconds": round(outcome.seconds, 4),
+        "error": problem,
     }
 
 
@@ -142,13 +149,13 @@ def planned(
     seeds: int | Sequence[int],
     levels: Literal["quick", "all"] | Sequence[int],
 ) -> int:
-    """Number of training runs of such a call of `run`, controls included."""
-    count = 0
-    for name in choose("scenario", only, SCENARIOS):
-        chosen = [level for _, level in choose_levels(SCENARIOS[name], levels)]
-        optimizers = {SCENARIOS[name].optimizer_of(level) for level in chosen}
-        count += len(chosen) * len(choose("arm", arms, ARMS)) + len(optimizers)
-    return count * len(_seeds(seeds))
+    """Number of training runs of such a call of `run`, without the controls."""
+    chosen = [
+        level
+        for name in choose("scenario", only, SCENARIOS)
+        for level in choose_levels(SCENARIOS[name], levels)
+    ]
+    return len(chosen) * len(choose("arm", arms, ARMS)) * len(_seeds(seeds))
 
 
 def summary(rows: Iterable[Row]) -> dict[str, dict[str, int]]:
@@ -190,6 +197,7 @@ def verify(
     if len(keys) != len(set(keys)) or set(keys) != expected:
         wrong = sorted(expected.symmetric_difference(keys)) or "repeated"
         raise AssertionError(f"rows missing, repeated or not asked for: {wrong}")
+    assert not failed(rows, "robustops"), "\n".join(failed(rows, "robustops"))
     rates = load_rates()
     for row in rows:
         where = f"{row['scenario']}, {row['stress']}, {row['arm']}, seed {row['seed']}"

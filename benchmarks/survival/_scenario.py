@@ -52,6 +52,10 @@ class Remedy:
     """Use the tuned learning rate, not the scenario's multiple of it."""
     drop_bad_rows: bool = False
     """Leave out rows with a NaN or inf."""
+    model: Callable[[Any], Any] | None = None
+    """Model in place of the scenario's."""
+    resets: tuple[str, ...] = ()
+    """Names of stress values that are those of stress 0 in the optimizer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +91,10 @@ class Scenario:
     """What people advise."""
     metric: str
     """"accuracy" or "r2"."""
-    optimizers: Mapping[str, Callable[[Any], optax.GradientTransformation]]
-    """Learning rate to optimizer, by name."""
+    optimizers: Mapping[str, Callable[[Any, Values], optax.GradientTransformation]]
+    """Learning rate and stress values to optimizer, by name."""
+    robustops_model: Callable[[Any], Any] | None = None
+    """The model as robustops has it, where it differs."""
     stress_init: Callable[[Any, Values], None] | None = None
     """Changes the initial parameters of a module in place."""
     scaling_removes_stress: str = ""
@@ -113,8 +119,8 @@ SCENARIOS: dict[str, Scenario] = {}
 """All scenarios by name; `all_scenarios` imports and sorts them."""
 
 # What several scenarios share.
-ADAM = {"adam": optax.adam}
-SGD = {"sgd": optax.sgd}
+ADAM = {"adam": lambda rate, values: optax.adam(rate)}
+SGD = {"sgd": lambda rate, values: optax.sgd(rate)}
 UNIT = "scaled data do not depend on the unit"
 AUDIT = "rescale_init brings the initial weights back to unit size"
 

@@ -29,11 +29,13 @@ class Outcome(NamedTuple):
 def trainer(scenario: Scenario, optimizer: str, arm: str) -> Callable[..., Outcome]:
     """Returns `run(seed, level, rate, steps)`, compiled once for all levels, rates and seeds."""
     chosen = recipe(scenario, arm)
+    make = chosen.model or scenario.model
+    usual = scenario.healthy(optimizer).values
     base = scenario.optimizers[optimizer]
 
     @jax.jit
     def train(leaves, x, y, x_test, batches, rate, values):
-        tx = chosen.wrap(base(rate))
+        tx = chosen.wrap(base(rate, values))
         merge = lambda params: nnx.merge(graph, params)
 
         def loss_of(params, inputs, targets):
@@ -46,7 +48,7 @@ def trainer(scenario: Scenario, optimizer: str, arm: str) -> Callable[..., Outco
             params = optax.apply_updates(params, updates)
             return (params, state, finite & jnp.isfinite(loss) & _all_finite(params)), None
 
-        graph, params = nnx.split(scenario.model(nnx.Rngs(0)))
+        graph, params = nnx.split(make(nnx.Rngs(0)))
         params = jax.tree.unflatten(jax.tree.structure(params), leaves)
         start = params, tx.init(params), jnp.bool_(True)
         (params, _, finite), _ = jax.lax.scan(step, start, batches)
@@ -57,7 +59,7 @@ def trainer(scenario: Scenario, optimizer: str, arm: str) -> Callable[..., Outco
         values = level.values
         data = scenario.data(seed, values)
         prepared = chosen.prepare(data)
-        model = scenario.model(nnx.Rngs(seed))
+        model = make(nnx.Rngs(seed))
         if scenario.stress_init and not chosen.reinitialize:
             scenario.stress_init(model, values)
         if chosen.audit:
@@ -66,6 +68,7 @@ def trainer(scenario: Scenario, optimizer: str, arm: str) -> Callable[..., Outco
         if not chosen.lower_rate:
             rate = rate * values.get("rate", 1.0)
         batches = _batches(prepared, seed, steps or scenario.steps, scenario.batch)
+        values = {**values, **{name: usual[name] for name in chosen.resets}}
         numbers = {name: np.float32(value) for name, value in values.items()}
         outputs, finite = train(
             leaves,

@@ -100,6 +100,8 @@ def _expm1_near_0(x):
     replaces="expm1",
     hint="expm1 overflows above 88.7 in float32, and its derivative taken as expm1(x) + 1 is lost "
     "below -17: use robustops.safe_expm1.",
+    cost="On GPU with gradient 2.5 times the naive form's bytes: the derivative asks where the "
+    "value saturated, so XLA writes it and reads it again.",
 )
 def safe_expm1(x: ArrayLike, /) -> jax.Array:
     """exp(x) - 1 without cancellation near 0, saturated at the largest finite number.

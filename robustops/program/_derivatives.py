@@ -194,10 +194,15 @@ def _can_fail(eqn):
 
 def is_arithmetic(name: str) -> bool:
     """Tell whether a primitive is one whose derivative multiplies, or a shadow of such a one."""
-    return name.removeprefix(_PREFIX) in SHADOWED
+    return original_name(name) in SHADOWED
+
+
+def original_name(name: str) -> str:
+    """Return the name of a primitive; of a shadow, that of its original."""
+    return name.removeprefix(_PREFIX)
 
 
 def readable_name(name: str) -> str:
     """Return the name of a primitive for people: a shadow is named after its original."""
-    original = name.removeprefix(_PREFIX)
+    original = original_name(name)
     return name if name == original else f"{original} with a total derivative"

@@ -13,6 +13,7 @@ from .. import _jax
 from ._diagnose_chase import Birth, Chase, innermost, is_backward
 from ._diagnose_path import Cause, causes, frame_of, scopes
 from ._diagnose_remedies import INPUT, remedy
+from ._diagnose_shards import without_shards
 from ._diagnose_sites import LOOPS, RULES, Site, called, chain, is_transposed, number, number_of
 from ._replay import Replay, is_float, read
 from ._replay_rules import as_numpy, bad_elements
@@ -89,7 +90,7 @@ def _trace(fn, args, kwargs, argnums, grad) -> _Program:
                 f"diagnose: args{path} was donated and is gone; keep a copy of the arguments of "
                 "the step, or jit it without donate_argnums"
             )
-    value, sites = number(traced.jaxpr)
+    value, sites = number(without_shards(traced.jaxpr))
     names = [_name(fn, path) for path in traced.paths]
     leaves = [
         jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x for x in traced.leaves
@@ -130,7 +131,7 @@ def _with_gradient(value: Any, wanted: list[int]) -> Any:
     try:
         return _jax.retrace(both, value)
     except Exception as error:
-        error.add_note("diagnose: to look at the value alone, pass grad=False")
+        error.add_note("robustops: to look at the value alone, pass grad=False")
         raise
 
 

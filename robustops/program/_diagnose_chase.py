@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import _jax
 from ._diagnose_sites import Place, Site, is_transposed, number_of
-from ._replay import CALLS, Replay, read
+from ._replay import Replay, read, spread
 from ._replay_rules import Mask, Rules, as_numpy, bad_elements, some
 
 _MOVES = frozenset("broadcast_in_dim convert_element_type reshape squeeze transpose copy".split())
@@ -131,13 +131,12 @@ class Chase:
             split = p["body_nconsts"], len(eqn.outvars)
             tested: list[Mask] = [None] * p["cond_nconsts"]
             return tested + self._loop(eqn, loop, split, masks, places, i)
-        if name == "cond":
-            branch = self.replay.subjaxprs(eqn)["branches"][int(ins[0])]
+        if (entered := self.replay.entered(eqn, ins)) is not None:
+            inside, at = entered
             place = Place(eqn, None, (i, 0))
-            return [None, *self.run(branch, ins[1:], masks, (*places, place), constants[1:])]
-        if name in CALLS:
-            called = self.replay.called(eqn)
-            return self.run(called, ins, masks, (*places, Place(eqn, None, (i, 0))), constants)
+            some_ins, some_constant = [ins[k] for k in at], [constants[k] for k in at]
+            reached = self.run(inside, some_ins, masks, (*places, place), some_constant)
+            return spread(reached, at, len(ins))
         return None
 
     def _loop(self, eqn, loop, split, masks, places, i) -> list[Mask]:

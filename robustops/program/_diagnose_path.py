@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import _jax
 from ._diagnose_sites import LOOPS, RULES, Place, Site, chain, number_of
-from ._replay import CALLS, Replay, is_float, read
+from ._replay import Replay, is_float, read, spread
 from ._replay_rules import Mask, Rules, as_numpy
 
 _LONGEST = 40
@@ -64,10 +64,8 @@ def scopes(
             loop = (replay.scan if name == "scan" else replay.loop)(eqn, ins)
             step = remaining.pop(0) if remaining else max(loop.steps)
             inside, ins = loop.body, [*loop.consts, *loop.carry(step), *loop.slices(step)]
-        elif name == "cond":
-            inside, ins = replay.subjaxprs(eqn)["branches"][int(ins[0])], ins[1:]
-        elif name in CALLS:
-            inside = replay.called(eqn)
+        elif (entered := replay.entered(eqn, ins)) is not None:
+            inside, ins = entered[0], [ins[k] for k in entered[1]]
         else:
             break
         found.append(Scope(inside, replay.record(inside, ins), Place(eqn, step, (i, 0))))
@@ -94,19 +92,15 @@ def causes(
                 for m, o in zip(marked, outs, strict=True)
             ]
             name = e.primitive.name
-            inside, given = None, ins
-            if name == "cond":
-                inside, given = replay.subjaxprs(e)["branches"][int(ins[0])], ins[1:]
-            elif name in CALLS:
-                inside = replay.called(e)
-            if inside is not None:
+            if (entered := replay.entered(e, ins)) is not None:
+                inside, at = entered
                 inner: dict[Any, np.ndarray] = {}
                 for v, m in zip(inside.jaxpr.outvars, marked, strict=True):
                     _need(inner, v, m)
                 place = Place(e, None, (i, 0))
-                walk(inside, replay.record(inside, given), inner, (*places, place))
-                before = [inner.get(v) for v in inside.jaxpr.invars]
-                before = [None] * (len(ins) - len(given)) + before
+                recorded = replay.record(inside, [ins[k] for k in at])
+                walk(inside, recorded, inner, (*places, place))
+                before = spread([inner.get(v) for v in inside.jaxpr.invars], at, len(ins))
             elif name in LOOPS or name in _MIXING:
                 continue
             else:
@@ -130,8 +124,9 @@ def causes(
         if place is None or place.iteration is not None:
             break
         invars = place.eqn.invars
-        masks = [needs.get(v) for v in closed.jaxpr.invars]
-        masks = [None] * (len(invars) - len(masks)) + masks
+        entered = replay.entered(place.eqn, [read(around[depth - 1].values, v) for v in invars])
+        assert entered is not None
+        masks = spread([needs.get(v) for v in closed.jaxpr.invars], entered[1], len(invars))
     return found
 
 

@@ -90,6 +90,22 @@ class Replay:
         ((sub,),) = self.subjaxprs(eqn).values()
         return sub
 
+    def entered(self, eqn: Any, ins: Sequence[Any]) -> tuple[Any, list[int]] | None:
+        """Return the jaxpr that `eqn` runs on some of its operands, and on which; None if none.
+
+        That of a call, the branch that a cond took, the solver of a linear solve.
+        """
+        name = eqn.primitive.name
+        if name == "cond":
+            return self.subjaxprs(eqn)["branches"][int(ins[0])], list(range(1, len(ins)))
+        if name == "custom_linear_solve":
+            sizes = eqn.params["const_lengths"]
+            start = sizes.matvec + sizes.vecmat
+            given = range(start + sizes.solve + sizes.transpose_solve, len(ins))
+            solve = self.subjaxprs(eqn)["jaxprs"][eqn.params["jaxprs"]._fields.index("solve")]
+            return solve, [*range(start, start + sizes.solve), *given]
+        return (self.called(eqn), list(range(len(ins)))) if name in CALLS else None
+
     def _isolated(self, closed: Any) -> Any:
         if not self.isolate:
             return closed
@@ -156,6 +172,14 @@ class Replay:
         n = int(count(cond_consts, consts, init))
         stacked = jax.jit(carries, static_argnums=2)(consts, init, n)
         return Loop(body, consts, list(range(n)), _rows(stacked), _rows([]))
+
+
+def spread(found: Sequence[Any], at: Sequence[int], length: int) -> list[Any]:
+    """Return a list of `length` with `found` at the places `at`, None elsewhere."""
+    whole = [None] * length
+    for k, x in zip(at, found, strict=True):
+        whole[k] = x
+    return whole
 
 
 def _rows(arrays: Sequence[Any]) -> Callable[[int], list[Any]]:

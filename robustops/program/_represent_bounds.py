@@ -39,6 +39,12 @@ def within(inner, outer) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
+def beyond(held, after, most):
+    """Return `held`, as far as `most` on each side on which `after` goes beyond it."""
+    low, high = zip(held, most, strict=True)
+    return low[after[0] < held[0]], high[after[1] > held[1]]
+
+
 def clipped(b, dtype):
     """Bounds after overflow has been repaired."""
     big = largest(dtype)
@@ -172,6 +178,10 @@ def of_equation(name, params, shapes, inputs) -> tuple[float, float]:
             (contract, _), _ = params["dimension_numbers"]
             count = float(math.prod(shapes[0][i] for i in contract))
             return times(times(*inputs), (count, count))
+        case "scatter-add":
+            count = float(math.prod(shapes[2]))
+            low, high = times(inputs[2], (count, count))
+            return inputs[0][0] + min(low, 0.0), inputs[0][1] + max(high, 0.0)
         case "select_n":
             return union(*inputs[1:])
         case "concatenate" | "pad":

@@ -5,11 +5,12 @@ exp(100) overflows, but its logarithm is 100; 1 - sigmoid(20) rounds to 0, but i
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .._numerics import widen
+from .._numerics import power_of_two, widen
 from ..ops import log_cosh, logaddexp, logsumexp, softplus
 from ._represent_beside import log_beside_one
 from ._represent_logspace import (
@@ -17,6 +18,7 @@ from ._represent_logspace import (
     Log,
     flipped,
     joined,
+    leaf_log,
     log1mexp,
     log_erfc,
     logsubexp,
@@ -37,8 +39,9 @@ def _moved_log(n, r):
 
 
 def _log(rep, n: Node) -> Log | None:
-    if n.given is not None:
-        return Log(n.given)
+    given = n.carried() if n.carried is not None else n.given
+    if given is not None:
+        return Log(given)
     x = n.operand
     match n.name:
         case "exp":
@@ -87,7 +90,11 @@ def _log(rep, n: Node) -> Log | None:
             odd = None if a.negative is None else over(a.negative.astype(jnp.int32)) % 2 == 1
             return joined(over(a.value), a, negative=odd)
         case "dot_general" if all(map(nonnegative, n.inputs)) and any(map(rep.log, n.inputs)):
-            return _log_of_dot(rep, n)
+            return _log_of_dot(rep, n) or _log_of_scaled_dot(n)
+        case "dot_general":
+            return _log_of_scaled_dot(n)
+        case "scatter-add" if n.inputs[0].scalar == 0 and nonnegative(n.inputs[2]):
+            return _log_of_scatter_add(rep, n)
         case "reduce_max" | "reduce_min" if nonnegative(x):
             r = rep.log(x)
             reduce = jnp.max if n.name == "reduce_max" else jnp.min
@@ -268,3 +275,29 @@ def _scaled(r, factor):
         return None
     negative = flipped(r.value, r.negative) if factor < 0 else r.negative
     return r._replace(value=r.value + math.log(abs(factor)), negative=negative)
+
+
+def _log_of_scaled_dot(n):
+    """Logarithm of a product of matrices, each brought to order 1 first."""
+    values = [widen(i.value) for i in n.inputs]
+    scales = [power_of_two(jnp.max(abs(lax.stop_gradient(v)), initial=0)) for v in values]
+    params = dict(n.eqn.params, preferred_element_type=values[0].dtype)
+    v = n.eqn.primitive.bind(*(v / s for v, s in zip(values, scales, strict=True)), **params)
+    return Log(leaf_log(v) + sum(map(jnp.log, scales)), v < 0, cancels=True)
+
+
+def _log_of_scatter_add(rep, n):
+    """Logarithm of sums over segments: the largest term of each is taken out of it."""
+    _, indices, updates = n.inputs
+    if (r := rep.log(updates)) is None or r.negative is not None:
+        return None
+    p, where = n.eqn.params, indices.value
+    add = lambda x: n.eqn.primitive.bind(jnp.zeros(n.aval.shape, r.value.dtype), where, x, **p)
+    options = {
+        k: p[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
+    }
+    lowest = jnp.full(n.aval.shape, -jnp.inf, r.value.dtype)
+    largest = lax.stop_gradient(lax.scatter_max(lowest, where, r.value, **options))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0)
+    shift = jax.vjp(add, r.value)[1](largest)[0]  # each term's largest: its transpose is a gather
+    return joined(leaf_log(add(jnp.exp(r.value - shift))) + largest, r)

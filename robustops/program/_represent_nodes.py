@@ -40,6 +40,7 @@ class Node:
         body: Callable[[], "Node"] | None = None,
         again: Callable | None = None,
         given: jax.Array | None = None,
+        carried: Callable[[], jax.Array | None] | None = None,
     ):
         """Make a node.
 
@@ -53,6 +54,7 @@ class Node:
           body: Returns the node of the same variable inside the jit or custom rule it came from.
           again: For a result of a scan or cond, `again(form)` runs it with `form(node)` there.
           given: The logarithm, where it came into a scan beside the value.
+          carried: Returns the logarithm, or None, of what a scan has carried to its end.
         """
         self.value = value
         if aval is None:
@@ -66,6 +68,7 @@ class Node:
         self.body = body
         self.again = again
         self.given = given
+        self.carried = carried
         self.known = known or (bool(inputs) and all(i.known for i in inputs))
         self.bounds = bounds or ((scalar, scalar) if scalar is not None else self._bounds())
         if self.name in STRUCTURAL and inputs[0].scalar is not None:
@@ -131,6 +134,13 @@ def same(a: Node, b: Node, depth: int = 12) -> bool:
     if a.aval.shape != b.aval.shape or a.eqn.params != b.eqn.params:
         return False
     return all(same(i, j, depth - 1) for i, j in zip(a.inputs, b.inputs, strict=True))
+
+
+def resolved(n: Node) -> Node:
+    """Return the node of the same variable inside the jit or custom rule it came from, if any."""
+    while n.body is not None:
+        n = n.body()
+    return n
 
 
 def underneath(n: Node) -> Node:

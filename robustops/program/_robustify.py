@@ -118,7 +118,7 @@ def _transform(fn, args, kwargs, values):
         raise ValueError(
             "robustify: fn changes its arguments in place, which a transformed function cannot: "
             f"{', '.join(traced.mutated)}. Return the new state instead (flax: nnx.split the "
-            "module outside, nnx.merge it inside and return nnx.state of it)."
+            "module outside, nnx.merge(graphdef, state, copy=True) inside, return its nnx.state)."
         )
     return traced, derivatives(rewrite(traced.jaxpr) if values else traced.jaxpr)
 

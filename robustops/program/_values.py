@@ -19,9 +19,10 @@ from jax.core import Tracer
 from .. import _jax, _spec
 from .._spec import OPS
 from ._represent import Representations
-from ._represent_bounds import UNKNOWN, clipped, of_dtype, union, within
+from ._represent_bounds import UNKNOWN, beyond, clipped, of_dtype, union, within
+from ._represent_logspace import plain_log
 from ._represent_nodes import Node
-from ._values_rules import RULES, note_bounds, repaired
+from ._values_rules import HAZARDS, note_bounds, repaired
 
 
 def rewrite(closed: Any) -> Any:
@@ -70,7 +71,7 @@ def _constant(value, aval=None):
     known = math.isfinite(low) and math.isfinite(high)
     return Node(
         jnp.asarray(value) if np.isscalar(value) else value,
-        scalar=low if low == high else None,
+        scalar=low if low == high or np.isnan(array).all() else None,
         bounds=(low, high) if known or low == high else UNKNOWN,
         known=True,
     )
@@ -123,7 +124,7 @@ def _inner_bounds(eqn, inputs):
 
 def _has_hazard(closed) -> bool:
     for eqn in closed.jaxpr.eqns:
-        if eqn.primitive.name in RULES:
+        if eqn.primitive.name in HAZARDS:
             return True
         if any(_has_hazard(c) for cs in _jax.subjaxprs(eqn).values() for c in cs):
             return True
@@ -257,12 +258,12 @@ def _invariant(closed, bounds, start, stop):
     avals = [v.aval for v in closed.jaxpr.invars[start:stop]]
     any_finite = [clipped(UNKNOWN, v.dtype) if _floats(v) else of_dtype(v.dtype) for v in avals]
     held = list(bounds[start:stop])
-    for turn in range(4):
+    for turn in range(6):
         after = _bounds(closed, [*bounds[:start], *held, *bounds[stop:]])[: stop - start]
         if all(map(within, after, held)):
             return [*bounds[:start], *held, *bounds[stop:]]
         parts = zip(after, held, any_finite, strict=True)
-        held = [h if within(a, h) else union(h, a if turn < 2 else f) for a, h, f in parts]
+        held = [union(h, a if turn < 2 else beyond(h, a, f)) for a, h, f in parts]
     return [*bounds[:start], *[UNKNOWN] * (stop - start), *bounds[stop:]]
 
 
@@ -287,8 +288,11 @@ def _scan(eqn, inputs, values):
         _split_transpose=p.get("_split_transpose", False),
     )
 
-    def turn(state, xs):
-        moving = [Node(v, bounds=b) for v, b in zip(state, bounds[consts:], strict=False)]
+    def turn(state, xs, logs=(None,) * carry):
+        moving = [
+            Node(v, bounds=b, given=log)
+            for v, b, log in zip(state, bounds[consts:], logs, strict=False)
+        ]
         for v, b, log in zip(xs[0], bounds[consts + carry :], xs[1], strict=True):
             moving.append(Node(v, bounds=b, given=log))
         return _interpret(
@@ -308,13 +312,38 @@ def _scan(eqn, inputs, values):
 
         return scan(body)[1]
 
+    held = [union(a, b) for a, b in zip(after, bounds[consts : consts + carry], strict=False)]
+
+    @functools.cache
+    def logs():
+        """The logarithms of the carried values in the end, from a scan that carries them, too."""
+        has_log = [b[0] >= 0 and _floats(v.aval) for b, v in zip(held, eqn.outvars, strict=False)]
+        better = []
+
+        def step(rep, n):
+            known = rep.log(n)
+            if known is None or known.negative is not None:
+                return plain_log(0.0, 1.0, n).value
+            better.append(n)
+            return known.value
+
+        def body(state, xs):
+            outs = turn(state[0], xs, state[1])
+            rep = Representations()
+            kept = [step(rep, n) if h else None for h, n in zip(has_log, outs, strict=False)]
+            return (_typed(closed, outs)[:carry], kept), None
+
+        rep = Representations()
+        start = inputs[consts : consts + carry]
+        kept = [rep.any_log(n).value if h else None for h, n in zip(has_log, start, strict=True)]
+        kept = scan(body, init=(values[consts : consts + carry], kept))[0][1]
+        return kept if better else [None] * carry
+
     return [
-        Node(
-            v,
-            bounds=union(b, bounds[consts + i]) if i < carry else b,
-            again=None if i < carry else functools.partial(again, i),
-        )
-        for i, (v, b) in enumerate(zip((*state, *ys), after, strict=True))
+        Node(v, bounds=held[i], carried=functools.partial(lambda i: logs()[i], i))
+        if i < carry
+        else Node(v, bounds=after[i], again=functools.partial(again, i))
+        for i, v in enumerate((*state, *ys))
     ]
 
 

@@ -27,9 +27,9 @@ from ..ops import (
     safe_sqrt,
 )
 from ._represent import Representations
-from ._represent_bounds import clipped, finite
+from ._represent_bounds import ORDINARY, clipped, finite
 from ._represent_logspace import LOG_ZERO, Log
-from ._represent_nodes import STRUCTURAL, Node, affine, factors, same, underneath
+from ._represent_nodes import STRUCTURAL, Node, affine, factors, resolved, same, underneath
 
 TOTAL = {op.replaces: op.fn for op in OPS.values() if op.replaces}
 
@@ -42,6 +42,11 @@ def saturate(y, finite):
 
 def unless_finite(y, other):
     return jnp.where(jnp.isfinite(y), y, other)
+
+
+def unless_sound(sound, y, other):
+    # The logarithms say nothing of 0 times a masked -inf.
+    return jnp.where(sound | jnp.isnan(other), y, other)
 
 
 def settled(x, dtype):
@@ -81,6 +86,30 @@ def explosive(n: Node) -> bool:
     return n.name in STRUCTURAL and explosive(n.inputs[0])
 
 
+def powerful(n: Node) -> bool:
+    """Tell whether `n` is of second or higher degree in something of unknown size.
+
+    The bounds of such a one are those of ordinary input, and do not count: they would call
+    x^2 / (x^2 + 1) sound, which is inf / inf at 1e20.
+    """
+    if not n.floating or max(map(abs, n.bounds)) < ORDINARY:
+        return False
+    match n.name:
+        case "mul" | "dot_general":
+            return not any(i.known for i in n.inputs) or any(map(powerful, n.inputs))
+        case "square":
+            return True
+        case "integer_pow":
+            return abs(n.eqn.params["y"]) > 1
+        case "pow":
+            return n.inputs[1].scalar is None or abs(n.inputs[1].scalar) > 1
+        case "add" | "add_any" | "sub":
+            return any(map(powerful, n.inputs))
+        case "reduce_sum" | "neg" | "div":
+            return powerful(n.inputs[0])
+    return n.name in STRUCTURAL and powerful(n.inputs[0])
+
+
 def accurate(rep: Representations, n: Node) -> jax.Array | None:
     """Return the value of `n` with the digits that 1 - p has lost, or None."""
     offset, slope, base = affine(n)
@@ -109,7 +138,8 @@ LOGARITHMS = {
 
 def _log(rep, n):
     x, naive = n.inputs[0], n.value
-    if fits(x, -1 + 2**-10 if n.name == "log1p" else smallest(naive.dtype)):
+    least = -1 + 2**-10 if n.name == "log1p" else smallest(naive.dtype)
+    if fits(x, least) and not powerful(x):
         return naive
     total, unit = LOGARITHMS[n.name]
     if n.name != "log1p":
@@ -143,23 +173,27 @@ def _exp(rep, n):
 
 def _div(rep, n):
     (x, y), q = n.inputs, n.value
-    if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar):
+    extreme = explosive(x) or explosive(y) or (powerful(x) and powerful(y))
+    if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar) and not extreme:
         return q
     better = [accurate(rep, x), accurate(rep, y)]
     a, b = (i.value if v is None else v for i, v in zip((x, y), better, strict=True))
     if any(v is not None for v in better):
         q = a / b
     q = unless_finite(q, safe_div(a, b))
-    if not (explosive(x) or explosive(y)):
+    if not extreme:
         return q
-    return jnp.where(in_range(a) & in_range(b), q, from_log(rep.any_log(n), q.dtype))
+    return unless_sound(in_range(a) & in_range(b), q, from_log(rep.any_log(n), q.dtype))
 
 
 def _mul(rep, n):
     (x, y), q = n.inputs, n.value
     a, b = x.value, y.value
     masked = x is not y and (
-        any(map(is_mask, n.inputs)) or not (finite(x.bounds) and finite(y.bounds))
+        any(map(is_mask, n.inputs))
+        or not (finite(x.bounds) and finite(y.bounds))
+        or is_weighted(x, y)
+        or is_weighted(y, x)
     )
     if fits(n) and not masked:
         return q
@@ -171,7 +205,7 @@ def _mul(rep, n):
     if not wide or (len(wide) == 1 and wide[0].scalar is not None):
         return q
     sound = functools.reduce(jnp.logical_and, (in_range(i.value) for i in wide))
-    return jnp.where(sound, q, from_log(rep.any_log(n), q.dtype))
+    return unless_sound(sound, q, from_log(rep.any_log(n), q.dtype))
 
 
 def is_mask(n: Node) -> bool:
@@ -185,6 +219,11 @@ def is_mask(n: Node) -> bool:
     return False
 
 
+def is_weighted(w: Node, x: Node) -> bool:
+    """Tell whether `w` is a probability and `x` may be the -inf of an entry masked beside it."""
+    return 0 <= w.bounds[0] <= smallest(w.aval.dtype) and w.bounds[1] <= 1 and x.bounds[0] < -1
+
+
 def is_input(n: Node) -> bool:
     """Tell whether `n` is an input of the program, which may have been masked by -inf."""
     while n.name in STRUCTURAL:
@@ -193,9 +232,11 @@ def is_input(n: Node) -> bool:
 
 
 def is_largest(n: Node) -> bool:
+    """Tell whether `n` is a maximum, or a logsumexp: infinite only with all that it is of."""
+    n = resolved(n)
     while n.name in STRUCTURAL or n.name == "select_n":
-        n = n.inputs[-1]
-    return n.name in ("max", "reduce_max")
+        n = resolved(n.inputs[-1])
+    return n.name in ("max", "reduce_max") or (n.name == "add" and any(map(is_largest, n.inputs)))
 
 
 def _add(rep, n):
@@ -275,7 +316,7 @@ def _sqrt(rep, n):
         return y
     if inverse:
         root = jnp.where(root > 0, 1 / jnp.where(root > 0, root, 1), widen(y))
-    return jnp.where(in_range(x.value, 1 / eps), y, settled(root, y.dtype))
+    return unless_sound(in_range(x.value, 1 / eps), y, settled(root, y.dtype))
 
 
 def _atanh(rep, n):
@@ -308,6 +349,26 @@ def _elementwise(rep, n):
         return n.value
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(i.value) for i in n.inputs))
     return unless_finite(n.value, saturate(n.value, finite))
+
+
+def _select(rep, n):
+    """where(count > 0, total / count, nan) is a quotient: 0 if the count is, as elsewhere."""
+    for i, case in enumerate(n.inputs[1:]):
+        other = resolved(n.inputs[2 - i]) if len(n.inputs) == 3 else n
+        which = resolved(n.inputs[0])
+        if is_nan(case) and other.name == "div" and which.name in ("gt", "ne"):
+            count, zero = map(resolved, which.inputs)
+            if zero.scalar == 0 and same(count, resolved(other.inputs[1])):
+                return n.inputs[2 - i].value
+    return n.value
+
+
+def is_nan(n: Node) -> bool:
+    """Tell whether `n` is the constant NaN."""
+    n = resolved(n)
+    while n.name in STRUCTURAL:
+        n = resolved(n.inputs[0])
+    return n.scalar is not None and math.isnan(n.scalar)
 
 
 def _by_op(rep, n):
@@ -383,12 +444,17 @@ RULES = {
     "pow": _pow,
     "reduce_sum": _reduce_sum,
     "convert_element_type": _convert,
+    "select_n": _select,
 }
 RULES |= dict.fromkeys(LOGARITHMS, _log)
 RULES |= dict.fromkeys(("acos", "asin", "acosh", "expm1"), _by_op)
 RULES |= dict.fromkeys(("exp2", "sinh", "cosh", "tan", "lgamma", "erf_inv"), _elementwise)
 RULES |= dict.fromkeys(("dot_general", "conv_general_dilated"), _dot)
 RULES |= dict.fromkeys(("cumsum", "cumprod", "reduce_prod", "scatter-add"), _reduction)
+
+
+# `where` stands in many jitted functions that need no repair.
+HAZARDS = RULES.keys() - {"select_n"}
 
 
 def note_bounds(n: Node) -> None:

@@ -323,7 +323,7 @@ class MinMaxScaler(_Streaming):
     affine: Affine | None = None
     seen: Seen | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(
                 f"MinMaxScaler: needs finite low < high, got low={self.low}, high={self.high}"
@@ -388,7 +388,7 @@ class RobustScaler(_Scaler):
     max_sigmas: float | None = None
     affine: Affine | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.max_sigmas is not None and not self.max_sigmas > 0:
             raise ValueError(f"RobustScaler: max_sigmas must be > 0 or None, got {self.max_sigmas}")
 

@@ -1,0 +1,136 @@
+"""Kernels and bytes of every case on every target, ours over the usual form's."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from .._command import choose
+from .._rows import Once, Row, failed, fresh
+from ._reasons import reason
+from ._targets import ENVIRONMENT, TARGETS
+
+OURS = "robustops"
+LIMIT = 1.02
+"""The most bytes over the usual form's that need no reason."""
+CHECKOUT = Path(__file__).parents[2]
+STATE = Path(__file__).parents[1] / "out" / "accelerators-state.jsonl"
+
+
+def run(
+    ops: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    *,
+    state: Path = STATE,
+    once: Once = fresh,
+    advance: Callable[[str, int], None] = lambda what, count: None,
+) -> list[Row]:
+    """Compiles ops, losses and train steps ahead of time for accelerators that need not be here.
+
+    Nothing is executed: the figures are what the compiler put into the program, the same on every
+    machine. Programs that `state` holds are not compiled again, so a run that was stopped goes on.
+
+    Args:
+      ops: names of cases; None for all.
+      targets: of "tpu-v5e" and "h100"; None for those whose compilers are installed.
+      state: file of what was compiled before.
+      once: measures a unit, a case on a target, unless its rows are kept.
+      advance: called with a case's name and 1 for each that is done on a target.
+
+    Returns:
+      One row for each target, case, mode ("value" or "gradient"; "update" or "guarded_apply" of a
+      guard or a train step) and library: kernels, bytes, temporaries, the compiler's estimate; in
+      ours also `bytes_ratio` and `kernels_ratio` over the other's.
+
+    Raises:
+      ValueError: an unknown name, or a target without its compiler.
+    """
+    from ._cases import names
+
+    chosen = choose("op", ops, names())
+    state.parent.mkdir(parents=True, exist_ok=True)
+    rows: list[Row] = []
+    for target in installed() if targets is None else choose("target", targets, TARGETS):
+        problem = TARGETS[target].problem()
+        if problem:
+            raise ValueError(f"{target}: {problem}")
+        for case, measure in _compiled(target, chosen, state):
+            rows += once({"suite": "accelerators", "target": target, "case": case}, measure)
+            advance(f"{target}: {case}", 1)
+    return rows
+
+
+def installed() -> list[str]:
+    """The targets whose compilers are here."""
+    return [name for name, target in TARGETS.items() if target.problem() is None]
+
+
+def _compiled(
+    target: str, cases: Sequence[str], state: Path
+) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
+    """For each case what gives its rows; one process compiles for all, once it is asked."""
+    process: subprocess.Popen | None = None
+    complaints = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block
+
+    def start() -> subprocess.Popen:
+        worker = [sys.executable, "-m", "benchmarks.accelerators._worker", target, str(state)]
+        return subprocess.Popen(
+            worker,
+            env={**os.environ, **ENVIRONMENT},
+            cwd=CHECKOUT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+        )
+
+    def rows_of(case: str) -> list[Row]:
+        nonlocal process
+        process = process or start()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # below it says why
+            print(case, file=process.stdin, flush=True)
+        line = process.stdout.readline()
+        if not line:
+            process.wait()
+            process = None
+            complaints.seek(0)
+            last = complaints.read().strip().splitlines()[-1:] or ["it gave no reason"]
+            raise RuntimeError(f"the compiler for {target} ended: {last[0]}")
+        return _compared(json.loads(line))
+
+    try:
+        for case in cases:
+            yield case, lambda case=case: rows_of(case)
+    finally:
+        if process is not None:
+            process.communicate()
+        complaints.close()
+
+
+def _compared(rows: list[Row]) -> list[Row]:
+    good = [row for row in rows if row["error"] is None]
+    others = {row["mode"]: row for row in good if row["library"] != OURS}
+    for row in rows:
+        other = others.get(row["mode"]) if row["library"] == OURS and row in good else None
+        for what in ("bytes", "kernels"):
+            row[f"{what}_ratio"] = other and row[what] / other[what]
+    return rows
+
+
+def verify(rows: Sequence[Row]) -> None:
+    """Asserts that ours moves at most 1.02 times the other's bytes, or that its reason is kept."""
+    ours = [row for row in rows if row["library"] == OURS]
+    assert ours, "no rows"
+    assert not failed(rows, OURS), "\n".join(failed(rows, OURS))
+    heavy = [
+        f"{row['case']} {row['mode']} on {row['target']}: {row['bytes_ratio']:.3f}"
+        for row in ours
+        if (row["bytes_ratio"] or 0) > LIMIT and reason(row["case"]) is None
+    ]
+    assert not heavy, f"more bytes than the usual form, without a reason: {heavy}"
