@@ -1,5 +1,6 @@
 """Checkpoints: killed at any moment, damaged in any file, a run ends as if nothing had happened."""
 
+import gc
 import os
 import shutil
 import signal
@@ -48,6 +49,13 @@ def whole(tmp_path_factory):
     """The run that nobody disturbed."""
     directory = tmp_path_factory.mktemp("whole")
     return directory, digest(*train(directory))
+
+
+@pytest.fixture
+def collected():
+    """What Orbax dropped is collected here, not in a later test."""
+    yield
+    gc.collect()
 
 
 def test_killed_run_ends_as_if_it_had_not_been(whole, tmp_path):
@@ -121,6 +129,7 @@ def damage(file: Path, how: str) -> None:
 
 # Orbax drops a coroutine when it meets a damaged file.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("collected")
 def test_any_damaged_file_is_found(whole, tmp_path):
     """Each file of the last checkpoint in turn, cut short, with a byte changed, or gone: either the
     checkpoint is whole without it, or a warning names it and the one before it is used."""
@@ -151,6 +160,7 @@ def test_any_damaged_file_is_found(whole, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("collected")
 def test_run_goes_on_from_before_the_damage(whole, tmp_path):
     """With its last checkpoint damaged and a half-written one beside it, the run ends the same."""
     shutil.copytree(whole[0], tmp_path / "run")
@@ -170,6 +180,7 @@ def test_run_goes_on_from_before_the_damage(whole, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("collected")
 def test_all_damaged_is_an_error(whole, tmp_path):
     shutil.copytree(whole[0] / "checkpoints", tmp_path / "run")
     for file in (tmp_path / "run").rglob("*"):

@@ -121,9 +121,9 @@ def train(options: Train) -> str:
             f"{', '.join(m for m, d in SUITS.items() if options.data in d)}"
         )
     out = options.out or Path("runs") / f"{options.model}-{options.data}-{options.seed}"
-    _same_run(options, out)
     data = _load(options)
     build = _builder(options, data)
+    _same_run(options, out)
     model: Any = build(rngs=nnx.Rngs(options.seed))
     history = fit(
         model,
