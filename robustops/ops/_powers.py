@@ -252,6 +252,8 @@ def _safe_pow(x, y):
     replaces="pow",
     hint="pow with a base that can reach 0 has an infinite or NaN derivative: use "
     "robustops.safe_pow.",
+    cost="On GPU with gradient 1.14 times the naive form's bytes: the value is kept, since the "
+    "derivatives are formed from it.",
 )
 def safe_pow(x: ArrayLike, y: ArrayLike, /) -> jax.Array:
     """Power x^y, finite with finite derivatives for every finite base and exponent.
