@@ -75,7 +75,7 @@ class ConvClassifier(nnx.Module):
             )
             for before, after in itertools.pairwise(shapes)
         )
-        self.norms: nnx.List[nnx.BatchNorm] = nnx.List(
+        self.norms: nnx.List[BatchNorm] = nnx.List(
             BatchNorm(channels, **options) for channels in hidden
         )
         self.dropout: nnx.Dropout = nnx.Dropout(dropout, rngs=rngs)
