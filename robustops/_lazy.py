@@ -8,14 +8,15 @@ import sys
 from importlib import import_module
 from typing import Any
 
+PACKAGE = __name__.rpartition(".")[0]
 PROGRAM = ("Range", "certify", "check_finite", "diagnose", "robustify")
 
 
 def __getattr__(name: str) -> Any:
     if name in PROGRAM:
-        return getattr(import_module(f"{__package__}.program"), name)
-    raise AttributeError(f"module {__package__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{PACKAGE}.program"), name)
+    raise AttributeError(f"module {PACKAGE!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*vars(sys.modules[__package__]), *PROGRAM})
+    return sorted({*vars(sys.modules[PACKAGE]), *PROGRAM})

@@ -21,7 +21,8 @@ def public(module: Any) -> Iterator[tuple[str, Any]]:
         thing = getattr(module, name)
         if name.startswith("_") or inspect.ismodule(thing):
             continue
-        ours = getattr(thing, "__module__", "robustops").startswith("robustops")
+        listed = name in getattr(module, "__all__", ())
+        ours = listed or getattr(thing, "__module__", "").startswith("robustops")
         above = module is not robustops and getattr(robustops, name, None) is thing
         if ours and not above:
             yield name, thing

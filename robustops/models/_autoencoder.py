@@ -47,13 +47,17 @@ class Autoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
-        self.code = check_size(name, "code", code)
+        self.features: int = check_size(name, "features", features)
+        self.code: int = check_size(name, "code", code)
         sizes = (self.features, *check_sizes(name, "hidden", hidden), self.code)
         self.activation = activation
         self.code_activation = code_activation
-        self.encoder = dense_stack(sizes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
-        self.decoder = dense_stack(sizes[::-1], dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.encoder: nnx.List[nnx.Linear] = dense_stack(
+            sizes, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
+        self.decoder: nnx.List[nnx.Linear] = dense_stack(
+            sizes[::-1], dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
 
     def encode(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[..., features]`, to its code, shape `[..., code]`."""

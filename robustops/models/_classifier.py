@@ -46,11 +46,13 @@ class Classifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
-        self.classes = check_size(name, "classes", classes)
+        self.features: int = check_size(name, "features", features)
+        self.classes: int = check_size(name, "classes", classes)
         sizes = (self.features, *check_sizes(name, "hidden", hidden), self.classes)
         self.activation = activation
-        self.layers = dense_stack(sizes, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.layers: nnx.List[nnx.Linear] = dense_stack(
+            sizes, dtype=dtype, param_dtype=param_dtype, rngs=rngs
+        )
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[..., features]`, to logits, shape `[..., classes]`."""

@@ -77,7 +77,9 @@ def conv_shapes(model: str, shape: Sequence[int], hidden: Sequence[int]) -> list
     return shapes
 
 
-def dense_stack(sizes: Sequence[int], *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs) -> nnx.List:
+def dense_stack(
+    sizes: Sequence[int], *, dtype: Any, param_dtype: Any, rngs: nnx.Rngs
+) -> nnx.List[nnx.Linear]:
     """Linear layers from each size to the next, as an `nnx.List`."""
     return nnx.List(
         nnx.Linear(inputs, outputs, dtype=dtype, param_dtype=param_dtype, rngs=rngs)

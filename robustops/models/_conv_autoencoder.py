@@ -52,10 +52,11 @@ class ConvAutoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.code = check_size(name, "code", code)
+        self.code: int = check_size(name, "code", code)
         hidden = check_sizes(name, "hidden", hidden, least=1)
         shapes = conv_shapes(name, shape, hidden)
-        self.shape, self.small = shapes[0], shapes[-1]
+        self.shape: tuple[int, ...] = shapes[0]
+        self.small: tuple[int, ...] = shapes[-1]
         halvings = 2 ** (len(hidden) - 1)
         if self.shape[0] % halvings or self.shape[1] % halvings:
             raise ValueError(
@@ -73,10 +74,10 @@ class ConvAutoencoder(nnx.Module):
                 for a, b in itertools.pairwise(shapes)
             )
 
-        self.encoder = layers(nnx.Conv, shapes)
-        self.to_code = nnx.Linear(math.prod(self.small), self.code, **options)
-        self.from_code = nnx.Linear(self.code, math.prod(self.small), **options)
-        self.decoder = layers(nnx.ConvTranspose, shapes[::-1])
+        self.encoder: nnx.List[nnx.Conv] = layers(nnx.Conv, shapes)
+        self.to_code: nnx.Linear = nnx.Linear(math.prod(self.small), self.code, **options)
+        self.from_code: nnx.Linear = nnx.Linear(self.code, math.prod(self.small), **options)
+        self.decoder: nnx.List[nnx.ConvTranspose] = layers(nnx.ConvTranspose, shapes[::-1])
 
     def encode(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[batch, height, width, channels]`, to its code, `[batch, code]`."""

@@ -55,15 +55,15 @@ class ConvClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.classes = check_size(name, "classes", classes)
+        self.classes: int = check_size(name, "classes", classes)
         hidden = check_sizes(name, "hidden", hidden, least=1)
         if not 0 <= dropout < 1:
             raise ValueError(f"{name}: dropout must be in [0, 1), got {dropout}")
         self.activation = activation
         shapes = conv_shapes(name, shape, hidden)
-        self.shape = shapes[0]
+        self.shape: tuple[int, ...] = shapes[0]
         options = {"dtype": dtype, "param_dtype": param_dtype}
-        self.convolutions = nnx.List(
+        self.convolutions: nnx.List[nnx.Conv] = nnx.List(
             nnx.Conv(
                 before[-1],
                 after[-1],
@@ -75,9 +75,13 @@ class ConvClassifier(nnx.Module):
             )
             for before, after in itertools.pairwise(shapes)
         )
-        self.norms = nnx.List(BatchNorm(channels, **options) for channels in hidden)
-        self.dropout = nnx.Dropout(dropout, rngs=rngs)
-        self.head = nnx.Linear(math.prod(shapes[-1]), self.classes, rngs=rngs, **options)
+        self.norms: nnx.List[BatchNorm] = nnx.List(
+            BatchNorm(channels, **options) for channels in hidden
+        )
+        self.dropout: nnx.Dropout = nnx.Dropout(dropout, rngs=rngs)
+        self.head: nnx.Linear = nnx.Linear(
+            math.prod(shapes[-1]), self.classes, rngs=rngs, **options
+        )
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[batch, height, width, channels]`, to logits, `[batch, classes]`."""

@@ -59,16 +59,16 @@ class BatchNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
+        self.features: int = check_size(name, "features", features)
         if not 0 <= momentum < 1:
             raise ValueError(f"{name}: momentum must be in [0, 1), got {momentum}")
         self.momentum = momentum
-        self.epsilon = _check_epsilon(name, epsilon)
+        self.epsilon: float = _check_epsilon(name, epsilon)
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones(self.features, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(self.features, param_dtype))
-        self.mean = nnx.BatchStat(jnp.zeros(self.features, jnp.float32))
-        self.std = nnx.BatchStat(jnp.ones(self.features, jnp.float32))
+        self.scale: nnx.Param[jax.Array] = nnx.Param(jnp.ones(self.features, param_dtype))
+        self.bias: nnx.Param[jax.Array] = nnx.Param(jnp.zeros(self.features, param_dtype))
+        self.mean: nnx.BatchStat[jax.Array] = nnx.BatchStat(jnp.zeros(self.features, jnp.float32))
+        self.std: nnx.BatchStat[jax.Array] = nnx.BatchStat(jnp.ones(self.features, jnp.float32))
         self.use_running_average = False
 
     def __call__(self, x: ArrayLike) -> jax.Array:
@@ -126,11 +126,11 @@ class LayerNorm(nnx.Module):
         param_dtype: DTypeLike = jnp.float32,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
-        self.epsilon = _check_epsilon(name, epsilon)
+        self.features: int = check_size(name, "features", features)
+        self.epsilon: float = _check_epsilon(name, epsilon)
         self.dtype = dtype
-        self.scale = nnx.Param(jnp.ones(self.features, param_dtype))
-        self.bias = nnx.Param(jnp.zeros(self.features, param_dtype))
+        self.scale: nnx.Param[jax.Array] = nnx.Param(jnp.ones(self.features, param_dtype))
+        self.bias: nnx.Param[jax.Array] = nnx.Param(jnp.zeros(self.features, param_dtype))
 
     def __call__(self, x: ArrayLike) -> jax.Array:
         """Maps `x`, shape `[..., features]`, to normalised features of the same shape."""

@@ -71,9 +71,9 @@ class SequenceClassifier(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
-        self.hidden = check_size(name, "hidden", hidden)
-        self.classes = check_size(name, "classes", classes)
+        self.features: int = check_size(name, "features", features)
+        self.hidden: int = check_size(name, "hidden", hidden)
+        self.classes: int = check_size(name, "classes", classes)
         if cell not in ("rnn", "gru"):
             raise ValueError(f"{name}: cell must be 'rnn' or 'gru', got {cell!r}")
         if max_state is not None and not max_state > 0:
@@ -83,11 +83,11 @@ class SequenceClassifier(nnx.Module):
         self.max_state = max_state
         gates = self.hidden * (3 if cell == "gru" else 1)
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.inputs = nnx.Linear(self.features, gates, **options)
-        self.recurrent = nnx.Linear(
+        self.inputs: nnx.Linear = nnx.Linear(self.features, gates, **options)
+        self.recurrent: nnx.Linear = nnx.Linear(
             self.hidden, gates, use_bias=False, kernel_init=_orthogonal_blocks, **options
         )
-        self.head = nnx.Linear(self.hidden, self.classes, **options)
+        self.head: nnx.Linear = nnx.Linear(self.hidden, self.classes, **options)
 
     def _next(self, state: jax.Array, inputs: jax.Array) -> jax.Array:
         recurrent = self.recurrent(state)

@@ -73,8 +73,8 @@ class VariationalAutoencoder(nnx.Module):
         rngs: nnx.Rngs,
     ):
         name = type(self).__name__
-        self.features = check_size(name, "features", features)
-        self.code = check_size(name, "code", code)
+        self.features: int = check_size(name, "features", features)
+        self.code: int = check_size(name, "code", code)
         hidden = check_sizes(name, "hidden", hidden)
         if not 0 <= beta < float("inf"):
             raise ValueError(f"{name}: beta must be finite and >= 0, got {beta}")
@@ -87,9 +87,13 @@ class VariationalAutoencoder(nnx.Module):
         self.activation = activation
         self.deterministic = False
         options = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        self.encoder = dense_stack((self.features, *hidden, 2 * self.code), **options)
-        self.decoder = dense_stack((self.code, *hidden[::-1], self.features), **options)
-        self.noise = rngs.noise.fork()
+        self.encoder: nnx.List[nnx.Linear] = dense_stack(
+            (self.features, *hidden, 2 * self.code), **options
+        )
+        self.decoder: nnx.List[nnx.Linear] = dense_stack(
+            (self.code, *hidden[::-1], self.features), **options
+        )
+        self.noise: nnx.RngStream = rngs.noise.fork()
 
     def encode(self, x: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Maps `x`, shape `[..., features]`, to the code's mean and log variance, `[..., code]`."""

@@ -54,8 +54,8 @@ class Batches:
                 f"Batches: backend must be 'auto', 'grain' or 'numpy', got {backend!r}"
             )
         self._source = _Source(data, batch_size, seed)
-        self.batch_size = self._source.batch_size
-        self.step = 0
+        self.batch_size: int = self._source.batch_size
+        self.step: int = 0
         self.backend = "numpy" if backend == "numpy" else _backend(required=backend == "grain")
         self._ahead: Any = None
 
@@ -109,7 +109,8 @@ class Batches:
                 )
         if state["step"] < 0:
             raise ValueError(f"Batches.set_state: step must be >= 0, got {state['step']}")
-        self.step, self._ahead = int(state["step"]), None
+        self.step = int(state["step"])
+        self._ahead = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_ahead": None}

@@ -43,7 +43,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         *,
         every: int = 1,
         every_steps: int | None = None,
@@ -58,9 +58,11 @@ class Checkpoints:
         ):
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
                 raise ValueError(f"Checkpoints: {name} must be an integer >= {least}, got {value}")
-        self.directory = Path(directory).absolute()
-        self.every, self.every_steps = every, every_steps
-        self.keep_best, self.keep_last = keep_best, keep_last
+        self.directory: Path = Path(directory).absolute()
+        self.every: int = every
+        self.every_steps: int | None = every_steps
+        self.keep_best: int = keep_best
+        self.keep_last: int = keep_last
         self._orbax = _import_orbax()
 
     def steps(self) -> list[int]:

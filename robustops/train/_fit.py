@@ -117,9 +117,9 @@ def fit(
     patience: int | None = None,
     min_delta: float = 1e-3,
     callbacks: Sequence[Callable[[Epoch], Any]] = (),
-    metrics: str | os.PathLike | Sequence[str | os.PathLike] = (),
-    checkpoints: Checkpoints | str | os.PathLike | None = None,
-    recorder: FlightRecorder | str | os.PathLike | None = None,
+    metrics: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    checkpoints: Checkpoints | str | os.PathLike[str] | None = None,
+    recorder: FlightRecorder | str | os.PathLike[str] | None = None,
     devices: Literal["all"] | Sequence[Any] | None = None,
 ) -> History:
     """Trains a model in place, refusing every step that would make something NaN or infinite.

@@ -37,7 +37,7 @@ class MetricsFiles:
       ImportError: TensorBoard without `tensorboardX`.
     """
 
-    def __init__(self, where: str | os.PathLike | Sequence[str | os.PathLike], step: int):
+    def __init__(self, where: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], step: int):
         paths = [Path(where)] if isinstance(where, str | os.PathLike) else [Path(p) for p in where]
         kinds = {".csv": _Csv, ".jsonl": _JsonLines, "": _TensorBoard}
         for path in paths:

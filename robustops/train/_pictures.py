@@ -10,7 +10,7 @@ import numpy as np
 REFUSED, CLIPPED, TRAIN, VALIDATION = "#d62728", "#ff7f0e", "#1f77b4", "#2ca02c"
 
 
-def plot_curves(metrics: str | os.PathLike, to: str | os.PathLike) -> None:
+def plot_curves(metrics: str | os.PathLike[str], to: str | os.PathLike[str]) -> None:
     """Draws loss and gradient norm of each step, with refused and clipped steps marked.
 
     Args:
@@ -56,7 +56,9 @@ def plot_curves(metrics: str | os.PathLike, to: str | os.PathLike) -> None:
     _save(plt, figure, to)
 
 
-def plot_reconstructions(inputs: Any, outputs: Any, to: str | os.PathLike, rows: int = 10) -> None:
+def plot_reconstructions(
+    inputs: Any, outputs: Any, to: str | os.PathLike[str], rows: int = 10
+) -> None:
     """Draws inputs above their reconstructions, square ones as images and others as curves.
 
     Args:
@@ -104,7 +106,7 @@ def plot_reconstructions(inputs: Any, outputs: Any, to: str | os.PathLike, rows:
     _save(plt, figure, to)
 
 
-def _save(plt: Any, figure: Any, to: str | os.PathLike) -> None:
+def _save(plt: Any, figure: Any, to: str | os.PathLike[str]) -> None:
     Path(to).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(to, dpi=130)
     plt.close(figure)

@@ -53,7 +53,7 @@ class FlightRecorder:
 
     def __init__(
         self,
-        directory: str | os.PathLike,
+        directory: str | os.PathLike[str],
         *,
         build: Callable[..., nnx.Module] | None = None,
         max_files: int = 5,
@@ -62,8 +62,10 @@ class FlightRecorder:
         for name, value in (("max_files", max_files), ("max_bytes", max_bytes)):
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
                 raise ValueError(f"FlightRecorder: {name} must be an integer >= 1, got {value!r}")
-        self.directory = Path(directory)
-        self.build, self.max_files, self.max_bytes = build, max_files, max_bytes
+        self.directory: Path = Path(directory)
+        self.build: Callable[..., nnx.Module] | None = build
+        self.max_files: int = max_files
+        self.max_bytes: int = max_bytes
         self._spelled = None if build is None else spell(build)
         if isinstance(self._spelled, str):
             raise ValueError(f"FlightRecorder: build cannot be named in a record: {self._spelled}")
@@ -198,7 +200,7 @@ class Record:
         return diagnose(step_loss, state["params"], state["rest"], inputs, targets)
 
 
-def load_record(file: str | os.PathLike) -> Record:
+def load_record(file: str | os.PathLike[str]) -> Record:
     """Reads a file of `FlightRecorder`, without running any code that it names.
 
     Args:
@@ -241,7 +243,7 @@ def load_record(file: str | os.PathLike) -> Record:
     )
 
 
-def replay(file: str | os.PathLike, *, trust: bool = False) -> str:
+def replay(file: str | os.PathLike[str], *, trust: bool = False) -> str:
     """Diagnoses the step in a record; what `python -m robustops replay FILE` prints.
 
     The model and the loss are imported by the names in the record. Those of robustops,
