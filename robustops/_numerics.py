@@ -66,7 +66,7 @@ def nan_of(x: jax.Array) -> jax.Array:
     return s - s  # not 0 * s: that 0 would be a constant to share, see `apart`
 
 
-def clip(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+def clip(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return `y` within [low, high]; NaN stays NaN.
 
     Unlike `jnp.clip` it makes no clamp: XLA for CPU takes a little arithmetic along in the one pass
@@ -76,7 +76,7 @@ def clip(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
     return -jnp.maximum(-jnp.maximum(y, low), -high) + nan_of(y)
 
 
-def clip_in_row(y: jax.Array, low: ArrayLike, high: ArrayLike) -> jax.Array:
+def clip_in_row(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return `clip(y, low, high)`, for y that goes into a reduction and stays in its kernel.
 
     The sign in `nan_of` would make XLA for GPU split a softmax, so it is left to CPU.
@@ -109,7 +109,7 @@ def held(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
     return cast(z, dtype)
 
 
-def infinite_with(y: jax.Array, excess: jax.Array, big: ArrayLike) -> jax.Array:
+def infinite_with(y: jax.Array, excess: jax.Array, big: jax.Array | float) -> jax.Array:
     """Return the finite `y`, made infinite where `excess` is inf (it is 0 elsewhere) and y not 0.
 
     For a formula in x held at `big`, the largest finite number, so that it has no 0 * inf; the

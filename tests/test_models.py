@@ -98,7 +98,9 @@ def test_layers_are_reachable():
     assert [layer.kernel.shape for layer in model.encoder] == [(8, 16), (16, 3)]
     assert [layer.kernel.shape for layer in model.decoder] == [(3, 16), (16, 8)]
     model.decoder[-1].kernel[...] *= 0
-    model.decoder[-1].bias[...] += 3
+    bias = model.decoder[-1].bias
+    assert bias is not None
+    bias[...] += 3
     np.testing.assert_array_equal(model(x), np.full((2, 8), 3.0))
     rnn = SequenceClassifier(8, 16, 4, cell="gru", rngs=nnx.Rngs(0))
     assert rnn.inputs.kernel.shape == (8, 48)

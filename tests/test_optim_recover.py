@@ -186,7 +186,8 @@ def test_a_snapshot_on_the_host_comes_back_bit_for_bit(run, order):
     else:
         step = one
     params = jax.tree.map(jnp.array, make_params())
-    state, seen = tx.init(params), []
+    state: Any = tx.init(params)
+    seen = []
     for _ in range(4):
         seen.append(bits((params, state.inner_state.inner_state)))
         params, state = step(params, state, make_grads(), 1.0)

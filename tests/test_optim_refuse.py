@@ -317,7 +317,7 @@ def test_bad_arguments_say_what_is_wrong():
         optim.guard(optax.sgd(1.0), max_consecutive=0)
     for name in ("max_norm", "clipping", "max_relative_update"):
         with pytest.raises(ValueError, match=rf"guard: {name} must be > 0, got 0"):
-            optim.guard(optax.sgd(1.0), **{name: 0})
+            optim.guard(optax.sgd(1.0), **{name: 0})  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match=r"guard: eps must be >= 0, got -1"):
         optim.guard(optax.sgd(1.0), eps=-1)
     for wrapper in WRAPPERS.values():

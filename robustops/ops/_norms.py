@@ -35,7 +35,7 @@ def _centred(x, mask, axis, count):
     return x
 
 
-def divided(x, s, most=8):
+def divided(x, s, most: jax.Array | float = 8):
     """x / s for |x| < 4 s. The clip keeps XLA from turning its square into x^2 / s^2."""
     return clip_in_row(x / s, -most, most)
 

@@ -66,7 +66,7 @@ def _quotient(x, y, fill):
         ((nan, 0.0), nan, None),
         ((1.0, nan), nan, (nan, nan)),
     ],
-    ulps=(1, 8),
+    ulps=(2, 8),
     replaces="div",
     hint="division by a value that can be 0: use robustops.safe_div, which gives `fill` there.",
 )
@@ -107,7 +107,7 @@ def safe_div(x: ArrayLike, y: ArrayLike, /, *, fill: float = 0.0) -> jax.Array:
         ((-inf,), -0.0, 0.0),
         ((nan,), nan, nan),
     ],
-    ulps=(1, 8),
+    ulps=(2, 8),
     replaces="reciprocal",
     hint="the reciprocal of a value that can be 0: use robustops.safe_reciprocal, which gives "
     "`fill` there.",

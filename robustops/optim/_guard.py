@@ -227,7 +227,7 @@ def guard(
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
         factors = [norm.factors(limit)] * len(leaves)
-        if norms is not None:
+        if norms is not None and clipping is not None:
             limits = unit_limits(updates, params, clipping, eps)
             limits = [
                 jnp.minimum(c, _share(n, norm, limit)) for n, c in zip(norms, limits, strict=True)

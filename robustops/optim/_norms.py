@@ -163,8 +163,8 @@ def sum_squares(leaves: Sequence[jax.Array]) -> jax.Array:
     """Sum of squares of all floating leaves in float32 or wider, which may overflow to inf."""
     dtype = jnp.finfo(jnp.result_type(jnp.float32, *(x.dtype for x in leaves))).dtype
     squares = [_square(x, dtype) for x in leaves]
-    forms = (functools.partial(form, squares, dtype) for form in (sum_folded, sum_each))
-    return by_platform(*forms, leaves)
+    folded, each = (functools.partial(form, squares, dtype) for form in (sum_folded, sum_each))
+    return by_platform(folded, each, leaves)
 
 
 def by_platform(cpu: Callable[[], Any], default: Callable[[], Any], inputs: Sequence[Any]) -> Any:
