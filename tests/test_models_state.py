@@ -244,7 +244,7 @@ TRAINED: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("low", "kind"),
     [
-        ("dtype", jnp.float16),
+        pytest.param("dtype", jnp.float16, marks=pytest.mark.slow),
         pytest.param("dtype", jnp.bfloat16, marks=pytest.mark.slow),
         pytest.param("param_dtype", jnp.float16, marks=pytest.mark.slow),
         pytest.param("param_dtype", jnp.bfloat16, marks=pytest.mark.slow),

@@ -22,8 +22,12 @@ def test_every_public_op_is_registered_and_exported():
     assert all(getattr(ro, name) is op.fn for name, op in OPS.items())
 
 
+def slow(dtype):
+    return pytest.param(dtype, marks=pytest.mark.slow)
+
+
 @each_op
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", slow("bfloat16"), "float32", slow("float64")])
 def test_contract(op, dtype):
     check_contract(op, dtypes=[dtype])
 

@@ -154,6 +154,7 @@ def test_replay_of_a_finite_step(tmp_path):
     assert "it was refused in the optimizer" in replay(only(tmp_path / "b"))
 
 
+@pytest.mark.slow
 def test_loss_scale_and_half_precision(tmp_path):
     """A float16 model whose gradient overflows by its loss scale: the record has the scale, and
     replay finds the overflow, which is not there without it. bfloat16 arrays come back."""

@@ -98,7 +98,8 @@ print(digest(model, history), history.steps, int(history.health.skipped))
 """
 
 
-@pytest.mark.parametrize("how", ["whole", pytest.param("resumed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["whole", "resumed"])
 def test_two_processes_train_as_one(tmp_path, how):
     """Over the loopback, in one go or with a stop after the first epoch: both end in the same bits,
     and as two devices in one process do; one of them writes the metrics."""

@@ -150,6 +150,7 @@ def test_steps_in_place_of_epochs():
         train(min_delta=-1.0)
 
 
+@pytest.mark.slow
 def test_batches_train_as_rows_do(tmp_path):
     """`Batches` with the same seed and size give the same parameters, also when the run is resumed
     by a new one of them; an iterator of batches is trained on for one pass."""

@@ -146,8 +146,10 @@ def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
 
     def on_demand() -> tuple[jax.Array, jax.Array]:
         plain = sum_folded(squares(), dtype)
-        rescued = lambda: (sum_folded(squares(_LARGE[dtype.name][1]), dtype), small)
-        return lax.cond(plain > limit, rescued, lambda: (plain, one))
+        large = plain > limit
+        rescued = lambda: sum_folded(squares(_LARGE[dtype.name][1]), dtype)
+        # The scale is not a result of the cond: a constant would not vary over shards as sums do.
+        return lax.cond(large, rescued, lambda: plain), jnp.where(large, small, one)
 
     def at_once() -> tuple[jax.Array, jax.Array]:
         # Two sums of one pass.

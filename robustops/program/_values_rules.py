@@ -103,6 +103,8 @@ def powerful(n: Node) -> bool:
             return abs(n.eqn.params["y"]) > 1
         case "pow":
             return n.inputs[1].scalar is None or abs(n.inputs[1].scalar) > 1
+        case "sub" if n.bounds[0] >= 0:  # from its own minimum, say: its size is no matter
+            return False
         case "add" | "add_any" | "sub":
             return any(map(powerful, n.inputs))
         case "reduce_sum" | "neg" | "div":
