@@ -20,12 +20,30 @@ _SATURATED = (
     "The derivative asks where the value saturated, so XLA for GPU writes the value and reads it "
     "again."
 )
+_CONSTANT = _CONFIDENT + (
+    " The labels are constant here, so the compiler leaves out of the usual form what it would "
+    "read for others."
+)
+_COMPOSED = (
+    "The slope is formed by several total functions, which the compiler does not join; no rule of "
+    "one pass has been written yet."
+)
 
 REASONS: dict[str, str] = {
     "binary_cross_entropy(label=0)": _SATURATED,
     "binary_cross_entropy(label=1)": _SATURATED,
     "gaussian_kl": "The terms are summed twice, once scaled, so that no partial sum overflows.",
+    "gaussian_nll": _COMPOSED,
+    "general_robust_loss(alpha=-2)": _COMPOSED,
+    "general_robust_loss(alpha=0.5)": _COMPOSED,
+    "kl_divergence": _COMPOSED,
     "softmax_cross_entropy": _CONFIDENT,
+    "softmax_cross_entropy(margin)": _CONSTANT,
+    "softmax_cross_entropy(masked logits)": _CONSTANT,
+    "softmax_cross_entropy_with_integer_labels(margin)": _CONSTANT,
+    "softmax_focal_loss": _COMPOSED,
+    "train step, Autoencoder": _UPDATE,
+    "train step, Classifier": _UPDATE,
     "skip_nonfinite": _UPDATE,
     "guard": _UPDATE,
     "guard, AGC": _UPDATE,
