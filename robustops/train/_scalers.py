@@ -282,6 +282,7 @@ class StandardScaler(_Streaming):
     the mean by s/n and the deviation by s/sqrt(n): where outliers occur take `RobustScaler`.
 
     Example:
+      >>> x_train, x_test = [[1.0], [3.0]], [[2.0], [float("nan")]]
       >>> scaler = StandardScaler().fit(x_train)
       >>> z = scaler.transform(x_test)
       >>> replaced = int(scaler.missing(x_test).sum())
