@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from ._numerics import narrow
+from ._apart import apart
+from ._numerics import held
 from ._zmul import zmul
 
 
@@ -98,7 +99,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
 
     def rule_of_partials(out, arrays, tangents, **static):
         terms = [
-            zmul(narrow(partial(out, *arrays, **static), out.dtype), jnp.broadcast_to(t, out.shape))
+            zmul(held(partial(out, *arrays, **static), out.dtype), jnp.broadcast_to(t, out.shape))
             for partial, t in zip(partials, tangents, strict=True)
             if t is not None
         ]
@@ -123,7 +124,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
                 given = [None if isinstance(t, SymbolicZero) else t for t in tangents]
                 if all(t is None for t in given):
                     return out, jnp.zeros_like(out)
-                return out, rule(out, arrays, given, **options)
+                return out, rule(out, [apart(a) for a in arrays], given, **options)
 
             g.defjvp(jvp_of_g, symbolic_zeros=True)
             return jax.jit(g)

@@ -4,31 +4,24 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, held, narrow, promote, widen
+from .._apart import constants
+from .._numerics import cast, clip, held, infinite_with, largest, nan_of, narrow, promote, widen
 from .._spec import total
 from .._zmul import zmul
 from ..ops import safe_log, safe_log1p
 from ..ops._logarithms import log1p
 from ..ops._logistic import sigmoid_slope
-from ._common import floating, slopes
+from ._common import floating
 
 
-@total(
-    jvp=slopes(
-        lambda out, x, z: sigmoid_slope(x),
-        lambda out, x, z: -jnp.ones_like(out),
-    )
-)
+@total(lambda out, x, z: sigmoid_slope(x), lambda out, x, z: -jnp.ones_like(out))
 def _slope(x, z):
-    """sigmoid(x) - z as (1 - z) sigmoid(x) - z sigmoid(-x): no difference where z is 0 or 1."""
+    """sigmoid(x) - z, from m = sigmoid(-|x|): (1 - z) - m for x >= 0, else m - z."""
     dtype = jnp.result_type(x, z)
-    p, q = both_sigmoids(widen(x))
-    z = widen(z)
-    return held((1 - z) * p - z * q, dtype)
-
-
-# XLA for CPU writes to memory what is costly and used twice, such as an exponential. So each is
-# formed as often as it is used, in expressions that differ: nothing is shared with another kernel.
+    x, z = widen(x), widen(z)
+    m = 1 / (1 + jnp.exp(abs(x)))
+    # m is used once: XLA for CPU writes to memory what is costly and used twice.
+    return held(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
 
 
 def both_sigmoids(x):
@@ -36,32 +29,18 @@ def both_sigmoids(x):
     return 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
 
 
-def _log1p_exp(x):
-    """log(1 + exp(-|x|)) as 2 artanh(s) with s = 1 / (1 + 2 exp(|x|))."""
-    if x.dtype != jnp.float32:
-        return log1p(jnp.exp(-abs(x)))
-    # In float32 at less than half the time of log1p. s is at most 1/3: eight terms.
-    s = 1 / (1 + 2 * jnp.exp(abs(x)))
-    square, y = s * s, 2 / 15
-    for k in (13, 11, 9, 7, 5, 3, 1):
-        y = y * square + 2 / k
-    return y / (1 + 2 * jnp.exp(jnp.where(x < 0, -x, x)))
-
-
-@total(
-    jvp=slopes(
-        lambda out, x, z: _slope(x, z),
-        lambda out, x, z: -x,
-    )
-)
+@total(lambda out, x, z: _slope(x, z), lambda out, x, z: -x)
 def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
-    size, weight = abs(x), jnp.where(x < 0, z, 1 - z)
+    big = largest(x.dtype)
+    one, zero, most, nought, least = constants(x, 1, 0, big, 0, -big)
     # For a hard label the weight may be 0, and stays so for an infinite logit.
-    y = _log1p_exp(x) + jnp.where(weight == 0, 0, weight * size)
-    return held(y, dtype, x)
+    y = (one - z) * jnp.minimum(jnp.maximum(x, zero), most)
+    y = y - z * jnp.maximum(jnp.minimum(x, nought), least)
+    y = infinite_with(clip(y, -big, big), x)
+    return cast(log1p(jnp.exp(-abs(x))) + y + nan_of(z), dtype)
 
 
 def logits_and_labels(name: str, logits: ArrayLike, labels: ArrayLike) -> list[jax.Array]:

@@ -15,7 +15,6 @@ from .._numerics import (
     broadcast_mask,
     cast,
     clip,
-    held,
     infinite_with,
     largest,
     narrow,
@@ -72,29 +71,12 @@ def errors_of(
     return difference(p, t)
 
 
-def slopes(*partials: Callable) -> Callable:
-    """The rule for `total` of an elementwise loss: its partials, held in its dtype by selects."""
-
-    def rule(out, arrays, tangents, **static):
-        terms = [
-            zmul(
-                jnp.broadcast_to(held(partial(out, *arrays, **static), out.dtype), out.shape),
-                jnp.broadcast_to(t, out.shape),
-            )
-            for partial, t in zip(partials, tangents, strict=True)
-            if t is not None
-        ]
-        return functools.reduce(jnp.add, terms)
-
-    return rule
-
-
 # The gradient of a square stays 2 c e where the square itself saturates: descent must come back.
-@total(jvp=slopes(lambda out, e, *, c: 2 * c * widen(e)))
+@total(lambda out, e, *, c: 2 * c * widen(e))
 def square(e, *, c):
     """c e^2, saturated."""
     z = widen(e)
-    return held(c * z * z, e.dtype, e)
+    return narrow(c * z * z, e.dtype, e)
 
 
 @total(lambda out, x, y: y, lambda out, x, y: x)
@@ -109,9 +91,8 @@ def product(x, y):
 @total(jvp=lambda out, arrays, tangents, *, dtype: tangents[0].astype(dtype))
 def narrowed(x, *, dtype):
     """x in `dtype`, saturated, with the derivative kept."""
-    big, most = largest(x.dtype), largest(dtype)
-    y = infinite_with(clip(x, -most, most), jnp.maximum(abs(x) - big, 0), big)
-    return cast(y, dtype)
+    most = largest(dtype)
+    return cast(infinite_with(clip(x, -most, most), x), dtype)
 
 
 def misses(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:

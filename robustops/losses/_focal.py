@@ -9,14 +9,14 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._numerics import held, largest, promote, widen
+from .._numerics import held, largest, narrow, promote, widen
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
 from ..ops._reduce import keep
 from ..ops._similarity import difference
 from ._binary import bce_from_logits, both_sigmoids, logits_and_labels
-from ._common import Axis, misses, narrowed, product, saturated_sum, slopes
+from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
 
 
@@ -136,13 +136,11 @@ def _by_no(out, x, z, gamma, *weights, halves):
 
 
 @total(
-    jvp=slopes(
-        lambda out, *arrays, halves: _logit_slope(*arrays, halves=halves),
-        _by_label,
-        _by_gamma,
-        _by_yes,
-        _by_no,
-    )
+    lambda out, *arrays, halves: _logit_slope(*arrays, halves=halves),
+    _by_label,
+    _by_gamma,
+    _by_yes,
+    _by_no,
 )
 def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
     """(yes z + no (1 - z)) miss^gamma times the cross-entropy."""
@@ -152,7 +150,7 @@ def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
     miss = jnp.where(miss < 0, 0, miss)
     power = _powered(miss, widen(gamma)) if halves is None else _root_power(miss, halves)
     y = power * bce_from_logits(u, v)
-    return held((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
+    return narrow((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
 
 
 def sigmoid_focal_loss(

@@ -22,7 +22,7 @@ from .._spec import total
 from .._zmul import zmul
 from ..ops._families import ratio
 from ..ops._reduce import count_of, keep, pair, sum_of
-from ._common import Axis, errors_of, positive, slopes, square
+from ._common import Axis, errors_of, positive, square
 from ._robust import log1p_square
 
 
@@ -130,16 +130,14 @@ def mean_squared_error(
 
 
 @total(
-    jvp=slopes(
-        lambda out, e, delta: jnp.clip(e, -delta, delta),
-        lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
-    )
+    lambda out, e, delta: jnp.clip(e, -delta, delta),
+    lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
 )
 def _huber(e, delta):
     dtype = jnp.result_type(e, delta)
     size, d = abs(widen(e)), widen(delta)
     inner = jnp.minimum(size, d)
-    return held(inner * (size - 0.5 * inner), dtype, e)
+    return narrow(inner * (size - 0.5 * inner), dtype, e)
 
 
 def huber_loss(

@@ -35,9 +35,12 @@ def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Arra
     return _ratio(x, y, c=c, k=k)
 
 
-def reciprocal(y: jax.Array) -> jax.Array:
-    """Return 1 / y, saturated, and 0 where y is 0."""
-    return _ratio(jnp.ones_like(y), y, c=1.0, k=1)
+@total(lambda out, y: _ratio(jnp.ones_like(y), y, c=-1.0, k=2))
+def reciprocal(y):
+    """1 / y, and 0 where y is 0."""
+    # The reciprocal of a normal number does not overflow.
+    z = widen(y)
+    return narrow(1 / jnp.where(abs(z) < smallest(z.dtype), jnp.inf, z), y.dtype)
 
 
 @total(lambda out, x, *, c, k, root: root_power(x, c=-c * k / root, k=k + root, root=root))

@@ -9,7 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from .._numerics import apart, clip, largest, nan_of, narrow, saturated, widen
+from .._apart import constants
+from .._numerics import cast, clip, largest, nan_of, narrow, saturated, widen
 
 
 def options(
@@ -56,16 +57,16 @@ def bounded(
 ) -> jax.Array:
     """`value(x)` from `low` to `high`; beyond a constant, or the line of the slope at the end."""
     wide, big = widen(x), largest(x.dtype)
-    (least,) = apart(1, low)
+    (least,) = constants(wide, low)
     if high is None:
-        y = value(jnp.maximum(wide, least) + nan_of(wide - least))
+        y = value(jnp.maximum(wide, least) + nan_of(wide))
     else:
         y = value(clip(wide, least, high))
     if linear:
         y = y + max(-big, min(big, slope(low))) * (jnp.minimum(wide, low) - low)
         if high is not None:
             y = y + max(-big, min(big, slope(high))) * (jnp.maximum(wide, high) - high)
-    return narrow(y, x.dtype, x)
+    return narrow(y, x.dtype, x) if linear else cast(y, x.dtype)
 
 
 def bounded_slope(

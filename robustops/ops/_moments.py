@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import apart, clip, largest, narrow, saturated, widen
+from .._apart import constants
+from .._numerics import clip, largest, narrow, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._norms import scaled, unit
@@ -31,7 +32,7 @@ def _mean(x, mask=None, *, axis):
     # Two sums in one pass: what of an element could overflow a sum of n is scaled down by n.
     n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
     limit = largest(z.dtype) / (2 * n)
-    most, zero, share = apart(1, *jnp.asarray([limit, 0, 1 / n], z.dtype))
+    most, zero, share = constants(z, limit, 0, 1 / n)
     over = jnp.maximum((z - most) * share, zero) + jnp.minimum((z + most) * share, zero)
     rest = sum_of(over, axis)  # finite where every element is; a NaN is in the other sum
     y = sum_of(clip(z, -limit, limit), axis) / count + rest / count * n

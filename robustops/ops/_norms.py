@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._apart import apart
 from .._numerics import (
-    apart,
     cast,
     clip_in_row,
     largest,
@@ -42,7 +42,9 @@ def divided(x, s, most: jax.Array | float = 8):
 
 def _over(x, s, times=0):
     """x / s; where s is inf the sign of an infinite x, times 4, beside which the others vanish."""
-    s, most = apart(times, s, jnp.asarray(4, s.dtype))
+    most = jnp.asarray(4, s.dtype)
+    for _ in range(times):
+        s, most = apart(s), apart(most)
     y = divided(x, jnp.minimum(s, 2.0 ** -jnp.finfo(x.dtype).minexp), 2 * most)
     finite = clip_in_row(y, -most, most)
     return jnp.where(s == inf, 0, 1) * finite + (y - finite)

@@ -19,7 +19,7 @@ _ELEMENTWISE = frozenset(
     conj copy copy_p cos cosh digamma div erf erf_inv erfc exp exp2 expm1 floor igamma igammac imag
     integer_pow is_finite lgamma log log1p logistic mul neg nextafter not polygamma pow real
     reduce_precision regularized_incomplete_beta rem round rsqrt sign sin sinh sqrt square
-    stop_gradient sub tan tanh convert_element_type zmul pcast pvary optimization_barrier
+    stop_gradient sub tan tanh convert_element_type zmul apart pcast pvary optimization_barrier
     """.split()
 )
 _SELECTING = frozenset({"max", "min", "clamp"})
