@@ -98,6 +98,8 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
     """
 
     def rule_of_partials(out, arrays, tangents, **static):
+        # Apart from the value: see `_apart`.
+        arrays = [apart(a) for a in arrays]
         terms = [
             zmul(held(partial(out, *arrays, **static), out.dtype), jnp.broadcast_to(t, out.shape))
             for partial, t in zip(partials, tangents, strict=True)
@@ -124,7 +126,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
                 given = [None if isinstance(t, SymbolicZero) else t for t in tangents]
                 if all(t is None for t in given):
                     return out, jnp.zeros_like(out)
-                return out, rule(out, [apart(a) for a in arrays], given, **options)
+                return out, rule(out, arrays, given, **options)
 
             g.defjvp(jvp_of_g, symbolic_zeros=True)
             return jax.jit(g)

@@ -14,7 +14,7 @@ from .._zmul import zmul
 from ._exponentials import safe_exp
 from ._families import reciprocal
 from ._reduce import Axis, count_of, keep, less, max_of, prepare, sum_of
-from ._softmax import exp_less, log_of_sum, shift, wide_softmax
+from ._softmax import exp_less, log_beside, log_of_sum, shift, wide_softmax
 
 inf = math.inf
 nan = math.nan
@@ -22,14 +22,15 @@ nan = math.nan
 
 def _rule_logsumexp(out, arrays, tangents, *, axis, keepdims):
     t = widen(tangents[0])
-    return sum_of(zmul(wide_softmax(arrays, axis), t), axis, keepdims).astype(out.dtype)
+    return sum_of(zmul(wide_softmax(arrays, axis, alone=True), t), axis, keepdims).astype(out.dtype)
 
 
 @total(jvp=_rule_logsumexp)
 def _logsumexp(x, mask=None, *, axis, keepdims):
     z = widen(keep(x, mask, -inf))
     m = shift(z, axis)
-    return _finished(m + log_of_sum(z, m, axis), x, mask, axis, keepdims)
+    log = log_beside(z, m, axis, 1, lambda z, m: log_of_sum(z, m, axis))
+    return _finished(m + log, x, mask, axis, keepdims)
 
 
 @total(jvp=_rule_logsumexp)
@@ -37,13 +38,16 @@ def _logmeanexp(x, mask=None, *, axis, keepdims):
     z = widen(keep(x, mask, -inf))
     m = shift(z, axis)
     count = count_of(z, mask, axis, least=1)
-    # Where the mean of exp(x - m) is near 1, expm1 has the digits of its distance from 1.
-    d, _ = less(z, m)
-    below = sum_of(keep(jnp.expm1(d), mask), axis) / count
-    near = below > -0.5
-    mean = jnp.where(near, 1, sum_of(exp_less(z, m), axis) / count)
-    log = jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), jnp.log(mean))
-    return _finished(m + log, x, mask, axis, keepdims)
+
+    def careful(z, m):
+        # Where the mean of exp(x - m) is near 1, expm1 has the digits of its distance from 1.
+        d, _ = less(z, m)
+        below = sum_of(keep(jnp.expm1(d), mask), axis) / count
+        near = below > -0.5
+        mean = jnp.where(near, 1, sum_of(exp_less(z, m), axis) / count)
+        return jnp.where(near, jnp.log1p(jnp.where(near, below, 0)), jnp.log(mean))
+
+    return _finished(m + log_beside(z, m, axis, count, careful), x, mask, axis, keepdims)
 
 
 def _finished(y, x, mask, axis, keepdims):

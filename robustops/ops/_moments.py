@@ -6,13 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from .._apart import constants
-from .._numerics import clip, largest, narrow, saturated, widen
+from .._numerics import held, narrow, saturated, widen
 from .._spec import op, total
 from .._zmul import zmul
-from ._norms import scaled, unit
+from ._norms import size, unit
 from ._reduce import Axis, count_of, finish, keep, pair, prepare, sum_of
 
 inf = math.inf
@@ -29,14 +29,20 @@ def _rule_mean(out, arrays, tangents, *, axis):
 def _mean(x, mask=None, *, axis):
     z = widen(keep(x, mask))
     count = count_of(z, mask, axis, least=1)
-    # Two sums in one pass: what of an element could overflow a sum of n is scaled down by n.
     n = 2.0 ** math.ceil(math.log2(max(math.prod(x.shape[a] for a in axis), 1)))
-    limit = largest(z.dtype) / (2 * n)
-    most, zero, share = constants(z, limit, 0, 1 / n)
-    over = jnp.maximum((z - most) * share, zero) + jnp.minimum((z + most) * share, zero)
-    rest = sum_of(over, axis)  # finite where every element is; a NaN is in the other sum
-    y = sum_of(clip(z, -limit, limit), axis) / count + rest / count * n
-    return jnp.where(jnp.isfinite(rest), narrow(y, x.dtype), rest.astype(x.dtype))
+
+    def by_two_sums(y):
+        # Where the plain sum overflows, that of the elements over n does not.
+        over = sum_of(z * (1 / n), axis)
+        mean = jnp.where(jnp.isfinite(y), y / count, over / (count / n))
+        return jnp.where(jnp.isfinite(over), narrow(mean, x.dtype), over.astype(x.dtype))
+
+    def if_needed(y):
+        plain = lambda y: narrow(y / count, x.dtype)
+        return lax.cond(jnp.all(jnp.isfinite(y)), plain, by_two_sums, y)
+
+    # On accelerators a branch costs more than the second sum, which rides along in one kernel.
+    return lax.platform_dependent(sum_of(z, axis), cpu=if_needed, default=by_two_sums)
 
 
 @op(
@@ -174,22 +180,22 @@ def _rule_std(out, arrays, tangents, *, axis, ddof):
 
 @total(jvp=_rule_std)
 def _std(x, mask=None, *, axis, ddof):
-    y, s = scaled(x, mask, axis, centre=True)
-    r = jnp.sqrt(sum_of(y * y, axis) * _per_count(x, mask, axis, ddof))
+    of = size(x, mask, axis, centre=True)
+    s, r = of.scale, of.length * jnp.sqrt(_per_count(x, mask, axis, ddof))
     return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s), x.dtype))
 
 
 def _rule_var(out, arrays, tangents, *, axis, ddof):
     x, mask = pair(arrays)
-    y, s = scaled(x, mask, axis, centre=True)
-    slope = narrow(2 * _per_count(x, mask, axis, ddof) * y * s, x.dtype)
+    of = size(x, mask, axis, centre=True)
+    slope = held(2 * _per_count(x, mask, axis, ddof) * of.bring(x, mask) * of.scale, x.dtype)
     return sum_of(zmul(jnp.where(saturated(out), 0, slope), tangents[0]), axis)
 
 
 @total(jvp=_rule_var)
 def _var(x, mask=None, *, axis, ddof):
-    y, s = scaled(x, mask, axis, centre=True)
-    r = sum_of(y * y, axis) * _per_count(x, mask, axis, ddof)
+    of = size(x, mask, axis, centre=True)
+    s, r = of.scale, of.length * of.length * _per_count(x, mask, axis, ddof)
     return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s * s), x.dtype))
 
 

@@ -2,13 +2,13 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from .._apart import apart
 from .._numerics import (
     cast,
     clip_in_row,
@@ -28,46 +28,108 @@ inf = math.inf
 nan = math.nan
 
 
-def _centred(x, mask, axis, count):
-    """Return x less its mean; the second pass removes the rounding of the first mean."""
-    for _ in range(2):
-        x = keep(x - sum_of(x, axis) / count, mask)
-    return x
-
-
 def divided(x, s, most: jax.Array | float = 8):
     """x / s for |x| < 4 s. The clip keeps XLA from turning its square into x^2 / s^2."""
     return clip_in_row(x / s, -most, most)
 
 
-def _over(x, s, times=0):
+def _over(x, s):
     """x / s; where s is inf the sign of an infinite x, times 4, beside which the others vanish."""
-    most = jnp.asarray(4, s.dtype)
-    for _ in range(times):
-        s, most = apart(s), apart(most)
-    y = divided(x, jnp.minimum(s, 2.0 ** -jnp.finfo(x.dtype).minexp), 2 * most)
-    finite = clip_in_row(y, -most, most)
+    y = divided(x, jnp.minimum(s, 2.0 ** -jnp.finfo(x.dtype).minexp))
+    finite = clip_in_row(y, -4, 4)
     return jnp.where(s == inf, 0, 1) * finite + (y - finite)
 
 
-def scaled(x, mask, axis, centre, times=0):
-    """Return (y, s): y is x, centred if asked, over a power of two s that brings it to order 1."""
+def _over_by_selects(x, s):
+    return jnp.where(s == inf, 4 * jnp.where(abs(x) < inf, 0, jnp.sign(x)), x / s)
+
+
+class Size(NamedTuple):
+    """What brings a slice to order 1, with kept axes: `scale` is a power of two or inf."""
+
+    scale: jax.Array
+    mean: jax.Array
+    """Mean of the slice over `scale`; 0 if it was not to be centred."""
+    rest: jax.Array
+    """Mean of what is left after that, its rounding."""
+    length: jax.Array
+    """Euclidean length of what is left then."""
+
+    def bring(self, x, mask=None):
+        """Return x / scale - mean - rest in working precision, 0 where masked."""
+        x = widen(keep(x, mask))
+        # In a loop XLA for CPU takes a select for an operation, and `_over` for twenty.
+        y = lax.platform_dependent(x, self.scale, cpu=_over_by_selects, default=_over)
+        return keep(y - self.mean - self.rest, mask)
+
+
+def _size(x, mask, axis, centre):
     x = widen(keep(x, mask))
     top = jnp.max(abs(x), axis=axis, keepdims=True, initial=0)
-    s = power_of_two(top)
-    s = jnp.where(top == inf, inf, s)
-    y = _over(x, s, times)
+    s = jnp.where(top == inf, inf, power_of_two(top))
+    y = _over(x, s)
+    mean = rest = jnp.zeros_like(s)
     if centre:
         count = count_of(y, mask, axis, least=1)
-        y = _centred(y, mask, axis, count)
-    return y, s
+        mean = sum_of(y, axis) / count
+        rest = sum_of(keep(y - mean, mask), axis) / count
+        y = keep(y - mean - rest, mask)
+    return Size(s, mean, rest, jnp.sqrt(sum_of(y * y, axis)))
 
 
-def _inverse_length(x, mask, axis, centre):
-    """1 over the length of x, and whether its square is representable too."""
+def _size_where_plain_sums_fit(x, axis, centre):
+    """`_size` for CPU: by a plain sum of squares, a third of a pass, unless one does not fit."""
+    z = widen(x)
+    mean = sum_of(z, axis) / count_of(z, None, axis, least=1) if centre else 0
+    d = z - mean if centre else z
+    square = sum_of(d * d, axis)
+    big = 2.0 ** (jnp.finfo(z.dtype).maxexp - 2)
+    # Squares that underflow are below 2^-126, and there are fewer than 2^40 of them.
+    ordinary = (square > 2.0 ** (jnp.finfo(z.dtype).minexp + 66)) & (square < big)
+    nothing = lambda: (square == 0) & (jnp.max(abs(d), axis=axis, keepdims=True, initial=0) == 0)
+    all_ordinary = jnp.all(ordinary)
+    fits = lax.cond(all_ordinary, lambda: all_ordinary, lambda: jnp.all(ordinary | nothing()))
+    zero = jnp.zeros_like(square)
+
+    def centred_again():
+        rest = sum_of(d, axis) / count_of(z, None, axis, least=1)
+        return rest, sum_of((d - rest) ** 2, axis)
+
+    def plain():
+        rest, left = zero, square
+        if centre:
+            # What rounding left of the mean, 2^-24 of it at best, is a matter for a large one only.
+            count = count_of(z, None, axis, least=1)
+            near = jnp.all((mean * mean * count <= 2.0**12 * square) | (square == 0))
+            rest, left = lax.cond(near, lambda: (zero, square), centred_again)
+        return Size(zero + 1, zero + mean, rest, jnp.sqrt(jnp.minimum(left, big)))
+
+    return lax.cond(fits, plain, lambda: _size(x, None, axis, centre))
+
+
+def size(x, mask, axis, centre=False) -> Size:
+    """What brings the (centred) slices of x to order 1."""
+    if mask is not None:
+        return _size(x, mask, axis, centre)
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: _size_where_plain_sums_fit(x, axis, centre),
+        default=lambda x: _size(x, None, axis, centre),
+    )
+
+
+def inverse_length(x, mask, axis, centre=False):
+    """1 over the length of x, and whether its square is representable too.
+
+    Second derivatives go like that square: where it overflows the first goes on as a constant.
+    """
     n = _length(*((x,) if mask is None else (x, mask)), axis=axis, centre=centre)
     # Only subnormal lengths are capped; half leaves room for the tangents that it multiplies.
-    return jnp.minimum(reciprocal(n), largest(n.dtype) / 2), n > 4 / math.sqrt(largest(x.dtype))
+    r, smooth = (
+        jnp.minimum(reciprocal(n), largest(n.dtype) / 2),
+        n > 4 / math.sqrt(largest(x.dtype)),
+    )
+    return widen(jnp.where(smooth, r, jax.lax.stop_gradient(r))), smooth
 
 
 def rule_unit(out, arrays, tangents, *, axis, centre):
@@ -75,9 +137,7 @@ def rule_unit(out, arrays, tangents, *, axis, centre):
     t = widen(keep(tangents[0], mask))
     if centre:
         t = keep(t - sum_of(t, axis) / count_of(t, mask, axis, least=1), mask)
-    r, smooth = _inverse_length(x, mask, axis, centre)
-    # Second derivatives go like 1 / length^2: where that overflows the first goes on as a constant.
-    r = jnp.where(smooth, r, jax.lax.stop_gradient(r))
+    r, smooth = inverse_length(x, mask, axis, centre)
     u = widen(jnp.where(smooth, out, jax.lax.stop_gradient(out)))
     # At the largest element 1 - u^2 is the sum of the other squares: subtracting would lose them.
     lone = u * u > 0.5
@@ -85,16 +145,14 @@ def rule_unit(out, arrays, tangents, *, axis, centre):
     along = sum_of(zmul(rest, t), axis)
     here = zmul(sum_of(rest * rest, axis), t) - zmul(u, along)
     others = t - zmul(u, along + sum_of(zmul(u, jnp.where(lone, t, 0)), axis))
-    return zmul(widen(r), jnp.where(lone, here, others)).astype(out.dtype)
+    return zmul(r, jnp.where(lone, here, others)).astype(out.dtype)
 
 
 @total(jvp=rule_unit)
 def unit(x, mask=None, *, axis, centre):
     """The (centred) slice divided by its Euclidean length; 0 for the zero slice."""
-    y, s = scaled(x, mask, axis, centre, 2)
-    n = jnp.sqrt(sum_of(y * y, axis))
-    y = y if centre else _over(widen(keep(x, mask)), s, 1)
-    return (y / jnp.where(n == 0, 1, n)).astype(x.dtype)
+    of = size(x, mask, axis, centre)
+    return (of.bring(x, mask) / jnp.where(of.length == 0, 1, of.length)).astype(x.dtype)
 
 
 def _rule_length(out, arrays, tangents, *, axis, centre):
@@ -105,10 +163,9 @@ def _rule_length(out, arrays, tangents, *, axis, centre):
 @total(jvp=_rule_length)
 def _length(x, mask=None, *, axis, centre):
     """Euclidean length of the (centred) slice, with kept axes."""
-    y, s = scaled(x, mask, axis, centre)
-    n = jnp.sqrt(sum_of(y * y, axis))
-    n = jnp.where(n == 0, 0, n * s)
-    return jnp.where(s == inf, cast(n, x.dtype), narrow(n, x.dtype))
+    of = size(x, mask, axis, centre)
+    n = jnp.where(of.length == 0, 0, of.length * of.scale)
+    return jnp.where(of.scale == inf, cast(n, x.dtype), narrow(n, x.dtype))
 
 
 def length(x, mask=None, *, axis):

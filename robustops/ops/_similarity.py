@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from .._numerics import cast, held, largest, promote, widen
 from .._spec import op, total
 from .._zmul import zmul
-from ._norms import length, rule_unit, scaled, unit
+from ._norms import inverse_length, length, size, unit
 from ._reduce import Axis, finish, prepare, sum_of
 
 inf = math.inf
@@ -28,25 +28,35 @@ def _prepare(name: str, x: ArrayLike, y: ArrayLike, axis: Axis, where: Any, dtyp
 def _rule_cosine(out, arrays, tangents, *, axis):
     x, y, *mask = arrays
     u, v = (unit(a, *mask, axis=axis, centre=False) for a in (x, y))
-    # A mixed second derivative goes like 1 / (||x|| ||y||): where that overflows the first goes on
-    # as a constant.
     m, n = (length(widen(a), *mask, axis=axis) for a in (x, y))
-    smooth = m * n > 4 / largest(x.dtype)
     terms = []
     for a, own, other, t in ((x, u, v, tangents[0]), (y, v, u, tangents[1])):
         if t is not None:
-            turn = rule_unit(own, (a, *mask), (t,), axis=axis, centre=False)
-            other = jnp.where(smooth, other, jax.lax.stop_gradient(other))
-            terms.append(sum_of(widen(zmul(other, turn)), axis))
+            r, smooth = inverse_length(a, *(mask or [None]), axis)
+            slope = zmul(r, widen(other) - zmul(widen(out), widen(own)))
+            # Second derivatives go like 1 / ||x||^2 and 1 / (||x|| ||y||): where one overflows the
+            # first goes on as a constant.
+            smooth &= m * n > 4 / largest(x.dtype)
+            slope = jnp.where(smooth, slope, jax.lax.stop_gradient(slope))
+            terms.append(sum_of(zmul(slope, widen(t)), axis))
     return sum(terms[1:], terms[0]).astype(out.dtype)
 
 
 @total(jvp=_rule_cosine)
 def _cosine(x, y, mask=None, *, axis):
-    (a, _), (b, _) = (scaled(v, mask, axis, centre=False) for v in (x, y))
+    of_x, of_y = (size(v, mask, axis) for v in (x, y))
     # The scaled vectors are exact: orthogonal ones have the product 0.
-    n = jnp.sqrt(sum_of(a * a, axis)) * jnp.sqrt(sum_of(b * b, axis))
-    c = jnp.where(n == 0, 0, sum_of(a * b, axis) / jnp.where(n == 0, 1, n))
+    n = of_x.length * of_y.length
+    scaled = lambda x, y: sum_of(of_x.bring(x, mask) * of_y.bring(y, mask), axis)
+
+    def plain_if_it_fits(x, y):
+        plain = lambda x, y: sum_of(widen(x) * widen(y), axis)
+        fits = jnp.all((of_x.scale == 1) & (of_y.scale == 1))
+        return jax.lax.cond(fits, plain, scaled, x, y)
+
+    on_cpu = plain_if_it_fits if mask is None else scaled
+    dot = jax.lax.platform_dependent(x, y, cpu=on_cpu, default=scaled)
+    c = jnp.where(n == 0, 0, dot / jnp.where(n == 0, 1, n))
     return cast(jnp.clip(c, -1, 1), x.dtype)
 
 

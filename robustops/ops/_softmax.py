@@ -4,9 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, widen
+from .._apart import apart, constants
+from .._numerics import cast, largest, nan_of, widen
 from .._spec import op, total
 from .._zmul import zmul
 from ._reduce import Axis, keep, max_of, pair, prepare, sum_of
@@ -42,24 +44,55 @@ def at_least(s, bound):
     return jnp.where(s < bound, bound, s)
 
 
-def sums_of_exp(e, axis):
-    """Return the sum of e = exp_less(x, m) and the sum of those below 1, m being the largest x.
+def sum_of_exp(x, m, axis):
+    """Return sum exp(x - m), m being the largest x: the largest finite number for inf."""
+    return lax.platform_dependent(
+        x,
+        m,
+        cpu=lambda x, m: _sum_in_one_pass(x, m, axis),
+        default=lambda x, m: sum_of(exp_less(x, m), axis),
+    )
 
-    Where the sum is below 2 only one e is 1, and the others have the digits that 1 + rest loses.
-    """
-    return sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
+
+def _sum_in_one_pass(x, m, axis):
+    (big,) = constants(x, largest(x.dtype))
+    return sum_of(jnp.exp(jnp.minimum(x, big) + nan_of(x) - apart(m)), axis)
 
 
 def log_of_sum(x, m, axis):
-    """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1."""
-    total, rest = sums_of_exp(exp_less(x, m), axis)
+    """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1.
+
+    Where the sum is below 2 only one term is 1, and the others have the digits that 1 + rest loses.
+    """
+    e = exp_less(x, m)
+    total, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
     return jnp.where(total < 1.5, jnp.log1p(rest), jnp.log(at_least(total, 1)))
 
 
-def wide_softmax(arrays, axis):
-    """The softmax in working precision: weights rounded to 16 bits do not sum to 1."""
+def log_beside(x, m, axis, count, careful):
+    """Return log(sum exp(x - m) / count), right when it is added to m; `careful(x, m)` gives it.
+
+    On CPU by the sum alone, one pass, unless what that loses shows in the result.
+    """
+
+    def if_it_shows(x, m):
+        # Where the mean, or a sum below 1.5, is near 1 its logarithm has lost 2^-24: beside an m of
+        # 1 or more that is nothing.
+        mean = _sum_in_one_pass(x, m, axis) / count
+        shows = jnp.any((mean < 1.5) & (mean > 0.5) & (abs(m) < 1))
+        plain = lambda x, m: jnp.log(jnp.where(mean == 0, 1, mean))
+        return lax.cond(shows, careful, plain, x, m)
+
+    return lax.platform_dependent(x, m, cpu=if_it_shows, default=careful)
+
+
+def wide_softmax(arrays, axis, alone=False):
+    """The softmax in working precision: weights rounded to 16 bits do not sum to 1.
+
+    `alone` tells that nothing else needs exp(x - m): on CPU it is then not written to memory.
+    """
     x, *mask = arrays
-    return _softmax(widen(x), *mask, axis=axis)
+    return _softmax(widen(x), *mask, axis=axis, alone=alone)
 
 
 def spread(p, t, axis):
@@ -73,20 +106,21 @@ def spread(p, t, axis):
     return t - sum_of(zmul(p, t), axis)
 
 
-def rule_softmax(out, arrays, tangents, *, axis):
+def rule_softmax(out, arrays, tangents, *, axis, alone=False):
     """The derivative p (t - sum(p t)) of a softmax p along t."""
     _, mask = pair(arrays)
-    p = wide_softmax(arrays, axis)
+    p = wide_softmax(arrays, axis, alone)
     return zmul(p, spread(p, widen(keep(tangents[0], mask)), axis)).astype(out.dtype)
 
 
 @total(jvp=rule_softmax)
-def _softmax(x, mask=None, *, axis):
+def _softmax(x, mask=None, *, axis, alone):
     z = widen(keep(x, mask, -inf))
     m = shift(z, axis)
-    # The sum is 0 if all are -inf, else at least 1.
     e = exp_less(z, m)
-    return keep((e / at_least(sum_of(e, axis), 0.5)).astype(x.dtype), mask)
+    # The sum is 0 if all are -inf, else at least 1.
+    s = at_least(sum_of_exp(z, m, axis) if alone else sum_of(e, axis), 0.5)
+    return keep((e / s).astype(x.dtype), mask)
 
 
 @op(
@@ -130,7 +164,7 @@ def softmax(x: ArrayLike, /, axis: Axis = -1, where: ArrayLike | None = None) ->
       TypeError: complex input, or a `where` that is not boolean.
     """
     arrays, axes = prepare("softmax", x, axis, where)
-    return _softmax(*arrays, axis=axes)
+    return _softmax(*arrays, axis=axes, alone=True)
 
 
 def _rule_log_softmax(out, arrays, tangents, *, axis):
