@@ -220,7 +220,7 @@ def fit(
     state = place.state(TrainState(params, rest, tx.init(params)))
     facts = {**source.facts, "validation": None if held_out is None else len(held_out.inputs)}
     run = Run(state, facts, epochs, steps)
-    step = place.jit(train_step(graphdef, tx, loss, state.opt_state), donate=(0,))
+    step = place.jit(run.by_leaves(train_step(graphdef, tx, loss, state.opt_state)), donate=(0,))
     batch_loss = place.jit(evaluation(evaluated, loss))
     with ExitStack() as stack:
         store = None if checkpoints is None else stack.enter_context(Store(checkpoints))
@@ -246,7 +246,7 @@ def fit(
             while batch is not None:
                 if run.unread == _FLUSH:
                     files.write(run.fetch())
-                run.state, metric = step(run.state, *place.batch((batch.inputs, batch.targets)))
+                run.leaves, metric = step(run.leaves, *place.batch((batch.inputs, batch.targets)))
                 run.after(batch, metric)
                 show(run.epoch, run.step, run.here)
                 following = next(batches, None)  # while the device works
