@@ -8,7 +8,7 @@ every order: each member's derivative is another member.
 import jax
 import jax.numpy as jnp
 
-from .._numerics import flush, narrow, smallest, widen
+from .._numerics import flush, held, narrow, smallest, widen
 from .._spec import total
 from .._zmul import zmul
 
@@ -35,26 +35,26 @@ def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Arra
     return _ratio(x, y, c=c, k=k)
 
 
-@total(lambda out, y: _ratio(jnp.ones_like(y), y, c=-1.0, k=2))
-def reciprocal(y):
-    """1 / y, and 0 where y is 0."""
-    # The reciprocal of a normal number does not overflow.
+@total(lambda out, y, c=1.0: _ratio(jnp.ones_like(y), y, c=-c, k=2))
+def reciprocal(y, c=1.0):
+    """c / y for |c| < 4, and 0 where y is 0."""
     z = widen(y)
-    return narrow(1 / jnp.where(abs(z) < smallest(z.dtype), jnp.inf, z), y.dtype)
+    q = c / jnp.where(abs(z) < smallest(z.dtype), jnp.inf, z)
+    # Of a normal number it does not overflow.
+    return q if q.dtype == y.dtype else held(q, y.dtype)
 
 
 @total(lambda out, x, *, c, k, root: root_power(x, c=-c * k / root, k=k + root, root=root))
 def _root_power(x, *, c, k, root):
     z = widen(x)
-    tiny = smallest(z.dtype)
-    ok = ~(z < tiny) if root == 2 else ~(abs(z) < tiny)
-    z = jnp.where(ok, z, 1)
+    small = (z if root == 2 else abs(z)) < smallest(z.dtype)
+    z = jnp.where(small, jnp.inf, z)
     # Not a power of 1 / root: that is lax.rsqrt to XLA, 2 ulp off, and overflows where c r^k fits.
     q = jnp.full_like(z, c)
     for _ in range(k // root):
-        q = jnp.where(ok, q / z, 0)  # the select: see _ratio
+        q = jnp.where(small, 0, q / z)  # the select: see _ratio
     r = jnp.sqrt(z) if root == 2 else jnp.cbrt(z)
-    return jnp.where(ok, narrow(q / (r if k % root == 1 else r * r), x.dtype), 0)
+    return held(q / (r if k % root == 1 else r * r), x.dtype)
 
 
 def root_power(x: jax.Array, *, c: float = 1.0, k: int = 1, root: int = 2) -> jax.Array:

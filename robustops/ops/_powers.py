@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._apart import constants
 from .._numerics import cast, flush, largest, narrow, promote, saturated, smallest, widen
 from .._spec import op, total
 from ._families import power_dx, power_dy, root_power
@@ -79,7 +80,8 @@ def _safe_rsqrt(x, *, floor, linear):
 
 
 def _rsqrt(x):
-    return 1 / jnp.sqrt(x)
+    (one,) = constants(x, 1)
+    return one / jnp.sqrt(x)
 
 
 @op(
