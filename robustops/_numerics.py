@@ -71,8 +71,8 @@ def nan_of(x: jax.Array) -> jax.Array:
 def clip(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return `y` within [low, high]; NaN stays NaN.
 
-    XLA for CPU takes arithmetic along in the one pass of a sum, but a clamp (which `jnp.clip` is, or
-    a minimum of a maximum by constants), a compare or a select becomes an array first.
+    XLA for CPU takes arithmetic along in the one pass of a sum, but a clamp (which `jnp.clip` is,
+    or a minimum of a maximum by constants), a compare or a select becomes an array first.
     """
     low, high = (
         constants(y, end)[0] if isinstance(end, int | float) else end for end in (low, high)

@@ -6,10 +6,21 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._apart import constants
-from .._numerics import cast, flush, largest, narrow, promote, saturated, smallest, widen
+from .._apart import constants, copies
+from .._numerics import (
+    cast,
+    flush,
+    infinite_with,
+    largest,
+    nan_of,
+    narrow,
+    promote,
+    saturated,
+    smallest,
+    widen,
+)
 from .._spec import op, total
-from ._families import power_dx, power_dy, root_power
+from ._families import cube_root, power_dx, power_dy, root_power
 from ._floors import bounded, bounded_slope, options
 
 inf = math.inf
@@ -130,8 +141,13 @@ def safe_rsqrt(
 
 @total(lambda out, x: root_power(x, root=3, c=1 / 3, k=2))
 def _safe_cbrt(x):
-    y = jnp.cbrt(flush(widen(x)))
-    return cast(y, x.dtype)
+    z, again = (widen(a) for a in copies(x, 2))
+    least, most, scale, one = constants(
+        z, smallest(z.dtype), largest(z.dtype), 1 / smallest(z.dtype), 1
+    )
+    y = cube_root(jnp.minimum(jnp.maximum(abs(z), least), most), *constants(z, 1 / 3, 1 / 3))
+    normal = jnp.floor(jnp.minimum(abs(again) * scale, one))
+    return cast(infinite_with(y * normal * jnp.sign(widen(x)), x), x.dtype)
 
 
 @op(
@@ -172,9 +188,15 @@ def safe_cbrt(x: ArrayLike, /) -> jax.Array:
     return _safe_cbrt(x)
 
 
-@total(lambda out, x: jnp.where(saturated(out), 0, 2 * x))
+def _slope_of_square(out, x):
+    return jnp.where(abs(x) >= 2.0 ** (jnp.finfo(x.dtype).maxexp // 2), 0, 2 * x)
+
+
+@total(_slope_of_square)
 def _safe_square(x):
-    return narrow(widen(x) * widen(x), x.dtype, x)
+    z = widen(x)
+    (most,) = constants(z, largest(x.dtype))
+    return cast(jnp.minimum(z * z, jnp.maximum(abs(z), most)) + nan_of(z), x.dtype)
 
 
 @op(
