@@ -50,8 +50,10 @@ _ACCURATE = jax.__version_info__ >= (0, 12)
 def _exp(x):
     if _ACCURATE:
         return jnp.exp(x)
-    start, nought, one, more = constants(x, math.log(largest(x.dtype)) - 1, 0, 1, math.e - 1)
-    last = jnp.maximum(jnp.sign(x - start), nought)
+    start, steep = constants(x, math.log(largest(x.dtype)) - 1, 2.0**60)
+    nought, end, one, more = constants(x, 0, 1, 1, math.e - 1)
+    # 1 in the last unit, else 0.
+    last = jnp.minimum(jnp.maximum((x - start) * steep, nought), end)
     return jnp.exp(x - last) * (one + more * last)
 
 

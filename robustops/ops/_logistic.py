@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._apart import constants, copies
-from .._numerics import cast, promote, smallest, widen
+from .._numerics import cast, nan_of, promote, smallest, widen
 from .._spec import op, total
 from ._families import reciprocal
 from ._floors import bounded_slope, extended, options
@@ -175,11 +175,13 @@ def _safe_logit(x, *, low, high, linear):
 
 def _logit(x, low, high):
     half, below, above, two = constants(x, 0.5, low - 0.5, high - 0.5, 2)
-    one, least, last, middle = constants(x, 1, low, 1 - high, 0.5)
+    one, least, last = constants(x, 1, low, 1 - high)
+    middle, steep, minus, plus = constants(x, 0.5, 2.0**60, -1, 1)
     # x - 1/2 is exact from 1/4 on, so the zero at 1/2 keeps its digits.
     t = abs(jnp.minimum(jnp.maximum(x - half, below), above))
     size = jnp.log1p(two * t / jnp.minimum(jnp.maximum(x, least), jnp.maximum(one - x, last)))
-    return size * jnp.sign(x - middle)  # a NaN comes through the sign
+    sign = jnp.minimum(jnp.maximum((x - middle) * steep, minus), plus)
+    return size * sign + nan_of(x)
 
 
 @op(

@@ -131,7 +131,7 @@ def safe_arctan2(y: ArrayLike, x: ArrayLike, /) -> jax.Array:
 def _cosine(x, y, h):
     """x / h with h = hypot(x, y), 0 at the origin and where h saturates."""
     x, h, dtype = widen(x), widen(h), h.dtype
-    return cast(jnp.where((h == 0) | (h >= largest(dtype)), 0, x / h), dtype)
+    return cast(jnp.where(h >= largest(dtype), 0, x / jnp.where(h == 0, 1, h)), dtype)
 
 
 def _curvature(x, y, h, numerator):
