@@ -192,7 +192,8 @@ def _quotient_in_logs(x, y, plus):
     centre = math.exp(-plus)
     near = (q > centre / 2) & (q < centre * 2)
     d = _less_by_e(a, b) if plus else a - b  # exact within a factor of 2
-    small = _log_of_quotient(jnp.where(near, d / (a + b * centre), 0), 1 / 3)
+    s = jnp.where(near, d, 0) / jnp.where(near, a + b * centre, 1)
+    small = _log_of_quotient(s, 1 / 3)
     return jnp.where(near, small, _log_apart(x, y, q) + plus)
 
 

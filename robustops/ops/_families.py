@@ -8,7 +8,8 @@ every order: each member's derivative is another member.
 import jax
 import jax.numpy as jnp
 
-from .._numerics import flush, held, largest, narrow, smallest, widen
+from .._apart import apart
+from .._numerics import flush, held, largest, smallest, widen
 from .._spec import total
 from .._zmul import zmul
 
@@ -108,35 +109,43 @@ def _power_dy(out, x, y, *, p, k):
 @total(_power_dx, _power_dy)
 def _power(x, y, *, p, k):
     dtype = x.dtype
+    # The copy keeps XLA for CPU from writing the base to memory beside its power.
+    positive = jnp.maximum(abs(widen(apart(x) + jnp.zeros_like(y))), smallest(widen(x).dtype))
     x, y = (flush(widen(a)) for a in (x + jnp.zeros_like(y), y + jnp.zeros_like(x)))
     zero = x == 0
     base = jnp.where(zero, 1, abs(x))
+
     # Two roots, with the factor between them: x^(y-k) may underflow where P x^(y-k) does not.
-    # y - k is exact for y >= k / 2; below, x^y cannot underflow before the divisions by x.
-    exact = y >= k / 2
-    root = jnp.power(base, jnp.where(exact, y - k, y) / 2)
-    left = root
+    # y - k is exact from k / 2 to 2^23; elsewhere x^y cannot underflow before the divisions by x.
+    # For k = 0 the root is that of k = 1, so that the two first derivatives have it in common.
+    def choose(exact, other):
+        end = 2.0 ** jnp.finfo(y.dtype).nmant
+        return jnp.where(y >= max(k, 1) / 2, jnp.where(y < end, exact, other), other)
+
+    root = jnp.power(positive, choose(y - max(k, 1), y) / 2)
+    left, rest = root, choose(base, 1)
     for _ in range(k):
-        left = jnp.where(exact | (left == 0), left, left / base)  # the select: see _ratio
+        left = choose(left, jnp.where(left == 0, 0, left / base))  # the select: see _ratio
     log = jnp.log(base)
     q = jnp.zeros_like(root)
     for i, j, c in p:
         # Saturate term by term, so that opposite overflows cannot make a NaN.
-        factor = flush(narrow(c * jax.lax.integer_pow(y, i), y.dtype))
+        factor = flush(held(c * jax.lax.integer_pow(y, i), y.dtype))
         if j:
-            factor = narrow(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
-        term = zmul(narrow(zmul(left, factor), y.dtype), root)
-        q = narrow(q + narrow(term, y.dtype), y.dtype)
+            factor = held(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
+        term = zmul(held(zmul(left, factor), y.dtype), root)
+        term = term if k else term * rest
+        q = held(q + held(term, y.dtype), y.dtype)
     integer = jnp.floor(y) == y
     odd = integer & (jnp.remainder(y - k, 2) == 1)
     q = jnp.where(x < 0, jnp.where(odd, -q, jnp.where(integer, q, 0)), q)
-    return narrow(jnp.where(zero, _at_zero(y, p, k), q), dtype)
+    return held(jnp.where(zero, _at_zero(y, p, k), q), dtype)
 
 
 def _at_zero(y, p, k):
     """The value at x = 0: the limit where it is finite, 0 (a boundary's constant) elsewhere."""
     free = sum((c * jax.lax.integer_pow(y, i) for i, j, c in p if j == 0), jnp.zeros_like(y))
-    return jnp.where(y == k, narrow(free, y.dtype), 0)
+    return jnp.where(y == k, held(free, y.dtype), 0)
 
 
 def power_dx(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -11,8 +11,6 @@ from .._numerics import (
     flush,
     held,
     largest,
-    narrow,
-    power_of_two,
     promote,
     saturated,
     smallest,
@@ -25,14 +23,14 @@ nan = math.nan
 
 
 def _scaled(x, y):
-    """x and y over a power of two s of their larger magnitude, 1 / s, and where both are 0 or inf.
+    """x and y over their larger magnitude s, 1 / s, and where that is 0: at the origin or far out.
 
-    1 / s is exact. The select keeps XLA from making x^2 / s^2 of (x / s)^2.
+    The select keeps XLA from making x^2 / s^2 of (x / s)^2.
     """
-    x, y = flush(widen(x + jnp.zeros_like(y))), flush(widen(y + jnp.zeros_like(x)))
+    x, y = widen(x + jnp.zeros_like(y)), widen(y + jnp.zeros_like(x))
     larger = jnp.maximum(abs(x), abs(y))
-    inverse = 1 / power_of_two(larger)
-    undirected = (larger == 0) | (larger == inf)
+    inverse = 1 / jnp.where(larger < smallest(larger.dtype), inf, larger)
+    undirected = inverse == 0
     x, y = (jnp.where(undirected, 1, a * inverse) for a in (x, y))
     return x, y, inverse, undirected
 
@@ -58,8 +56,8 @@ def _pole(x, y, *, c, k, part):
         re, im = re * u - im * v, re * v + im * u
     w = c * (re if part == "real" else im)
     for _ in range(k):
-        w = narrow(w * inverse, w.dtype)
-    return jnp.where(undirected, 0, narrow(w, dtype))
+        w = held(w * inverse, w.dtype)
+    return jnp.where(undirected, 0, held(w, dtype))
 
 
 def pole(x: jax.Array, y: jax.Array, *, part: str, c: float = 1.0, k: int = 1) -> jax.Array:

@@ -9,11 +9,10 @@ from jax.typing import ArrayLike
 from .._apart import constants, copies
 from .._numerics import (
     cast,
-    flush,
+    held,
     infinite_with,
     largest,
     nan_of,
-    narrow,
     promote,
     saturated,
     smallest,
@@ -244,13 +243,13 @@ def safe_square(x: ArrayLike, /) -> jax.Array:
 def _safe_pow(x, y):
     # Sums with zeros give both arguments one shape and one sharding, which the selects need.
     x, y = x + jnp.zeros_like(y), y + jnp.zeros_like(x)
-    dtype, nan_in = x.dtype, jnp.isnan(x) | jnp.isnan(y)
-    x, y = flush(widen(x)), flush(widen(y))
-    outside = (x == 0) | ((x < 0) & (jnp.floor(y) != y))
-    q = jnp.power(jnp.where(outside | nan_in, 1, x), jnp.where(nan_in, 1, y))
-    q = jnp.where(jnp.isinf(x) | jnp.isinf(y), cast(q, dtype), narrow(q, dtype))
-    at_zero = jnp.where(y > 0, 0, jnp.where(y < 0, largest(dtype), 1))
-    return jnp.where(nan_in, nan, jnp.where(outside, at_zero, q))
+    u, v = widen(x), widen(y)
+    # Of 0 and inf jnp.power makes what is wanted: 0^0 = 1, and inf is held at the largest number.
+    nought = (abs(u) < smallest(u.dtype)) | ((u < 0) & (jnp.floor(v) != v))
+    sign = jnp.where((u < 0) & (jnp.remainder(v, 2) == 1), -1, 1)
+    q = held(sign * jnp.power(jnp.where(nought, 0, abs(u)), v), x.dtype, x, y)
+    # NaN^0 and 1^NaN are NaN here.
+    return jnp.where(jnp.isnan(x), x, jnp.where(jnp.isnan(y), y, q))
 
 
 @op(
