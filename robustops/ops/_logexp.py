@@ -243,8 +243,9 @@ def _weight(x, y, *, sign):
 )
 def _logaddexp(x, y):
     top, d, lost = _gap(x, y)
-    z = top + jnp.log1p(jnp.exp(d) * (1 + lost))
-    return jnp.where(jnp.isinf(x) | jnp.isinf(y), jnp.maximum(x, y), cast(z, x.dtype))
+    # The select leaves the exponential to a loop of its own: a sum takes along what comes after.
+    e = jnp.where(top == -inf, 0, jnp.exp(d) * (1 + lost))
+    return cast(jnp.maximum(widen(x), widen(y)) + jnp.log1p(e), x.dtype)
 
 
 @op(
