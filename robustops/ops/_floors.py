@@ -59,7 +59,7 @@ def bounded(
     wide = widen(x)
     if high is None:
         (least,) = constants(wide, low)
-        y = value(jnp.maximum(wide, least) + nan_of(wide))
+        y = value(jnp.maximum(wide, least + nan_of(wide)))
     else:
         y = value(clip(wide, low, high))
     return extended(y, x, low, high, linear, slope)
