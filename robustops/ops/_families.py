@@ -8,7 +8,8 @@ every order: each member's derivative is another member.
 import jax
 import jax.numpy as jnp
 
-from .._numerics import flush, narrow, smallest, widen
+from .._apart import apart
+from .._numerics import flush, held, largest, smallest, widen
 from .._spec import total
 from .._zmul import zmul
 
@@ -19,15 +20,15 @@ from .._zmul import zmul
 )
 def _ratio(x, y, *, c, k):
     dtype = jnp.result_type(x, y)
-    y = flush(widen(y))
-    zero = y == 0
+    y = widen(y)
+    zero = abs(y) < smallest(y.dtype)
     y = jnp.where(zero, 1, y)
     q = widen(x)
     for _ in range(k):
         # y^k overflows where x / y / y does not. The select keeps XLA from forming x / (y y); it is
         # on q too, as a condition on a constant y would be folded away.
         q = jnp.where(zero | (q == 0), 0, q / y)
-    return narrow(c * q, dtype)
+    return held(c * q, dtype)
 
 
 def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Array:
@@ -35,26 +36,44 @@ def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Arra
     return _ratio(x, y, c=c, k=k)
 
 
-@total(lambda out, y: _ratio(jnp.ones_like(y), y, c=-1.0, k=2))
-def reciprocal(y):
-    """1 / y, and 0 where y is 0."""
-    # The reciprocal of a normal number does not overflow.
+@total(lambda out, y, c=1.0, k=1: reciprocal(y, c=-c * k, k=k + 1))
+def reciprocal(y, c=1.0, k=1):
+    """c / y^k, saturated, and 0 where y is 0."""
     z = widen(y)
-    return narrow(1 / jnp.where(abs(z) < smallest(z.dtype), jnp.inf, z), y.dtype)
+    z = jnp.where(abs(z) < smallest(z.dtype), jnp.inf, z)
+    if k == 1:
+        q = c / z
+        # Below 4 / y, which does not overflow for a normal number.
+        return q if abs(c) < 4 and q.dtype == y.dtype else held(q, y.dtype)
+    r = 1 / z
+    q = c * r
+    for _ in range(k - 1):
+        q = q * r
+    return held(q, y.dtype)
 
 
 @total(lambda out, x, *, c, k, root: root_power(x, c=-c * k / root, k=k + root, root=root))
 def _root_power(x, *, c, k, root):
     z = widen(x)
     tiny = smallest(z.dtype)
-    ok = ~(z < tiny) if root == 2 else ~(abs(z) < tiny)
-    z = jnp.where(ok, z, 1)
+    nothing = (z if root == 2 else abs(z)) < tiny
+    z = jnp.where(nothing, jnp.inf, z)
     # Not a power of 1 / root: that is lax.rsqrt to XLA, 2 ulp off, and overflows where c r^k fits.
     q = jnp.full_like(z, c)
     for _ in range(k // root):
-        q = jnp.where(ok, q / z, 0)  # the select: see _ratio
-    r = jnp.sqrt(z) if root == 2 else jnp.cbrt(z)
-    return jnp.where(ok, narrow(q / (r if k % root == 1 else r * r), x.dtype), 0)
+        q = jnp.where(nothing, 0, q / z)  # the select: see _ratio
+    if root == 2:
+        r = jnp.sqrt(z)
+    else:
+        r = jnp.sign(z) * cube_root(jnp.minimum(abs(z), largest(z.dtype)))
+        r = jnp.where(abs(z) == jnp.inf, z, r)
+    return held(q / (r if k % root == 1 else r * r), x.dtype)
+
+
+def cube_root(x, third=1 / 3, another=1 / 3):
+    """The cube root of a positive normal number, to 1 ulp; XLA's for CPU takes 10 times as long."""
+    y = jnp.exp(jnp.log(x) * third)
+    return y + (x / (y * y) - y) * another
 
 
 def root_power(x: jax.Array, *, c: float = 1.0, k: int = 1, root: int = 2) -> jax.Array:
@@ -90,35 +109,43 @@ def _power_dy(out, x, y, *, p, k):
 @total(_power_dx, _power_dy)
 def _power(x, y, *, p, k):
     dtype = x.dtype
+    # The copy keeps XLA for CPU from writing the base to memory beside its power.
+    positive = jnp.maximum(abs(widen(apart(x) + jnp.zeros_like(y))), smallest(widen(x).dtype))
     x, y = (flush(widen(a)) for a in (x + jnp.zeros_like(y), y + jnp.zeros_like(x)))
     zero = x == 0
     base = jnp.where(zero, 1, abs(x))
+
     # Two roots, with the factor between them: x^(y-k) may underflow where P x^(y-k) does not.
-    # y - k is exact for y >= k / 2; below, x^y cannot underflow before the divisions by x.
-    exact = y >= k / 2
-    root = jnp.power(base, jnp.where(exact, y - k, y) / 2)
-    left = root
+    # y - k is exact from k / 2 to 2^23; elsewhere x^y cannot underflow before the divisions by x.
+    # For k = 0 the root is that of k = 1, so that the two first derivatives have it in common.
+    def choose(exact, other):
+        end = 2.0 ** jnp.finfo(y.dtype).nmant
+        return jnp.where(y >= max(k, 1) / 2, jnp.where(y < end, exact, other), other)
+
+    root = jnp.power(positive, choose(y - max(k, 1), y) / 2)
+    left, rest = root, choose(base, 1)
     for _ in range(k):
-        left = jnp.where(exact | (left == 0), left, left / base)  # the select: see _ratio
+        left = choose(left, jnp.where(left == 0, 0, left / base))  # the select: see _ratio
     log = jnp.log(base)
     q = jnp.zeros_like(root)
     for i, j, c in p:
         # Saturate term by term, so that opposite overflows cannot make a NaN.
-        factor = flush(narrow(c * jax.lax.integer_pow(y, i), y.dtype))
+        factor = flush(held(c * jax.lax.integer_pow(y, i), y.dtype))
         if j:
-            factor = narrow(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
-        term = zmul(narrow(zmul(left, factor), y.dtype), root)
-        q = narrow(q + narrow(term, y.dtype), y.dtype)
+            factor = held(zmul(factor, jax.lax.integer_pow(log, j)), y.dtype)
+        term = zmul(held(zmul(left, factor), y.dtype), root)
+        term = term if k else term * rest
+        q = held(q + held(term, y.dtype), y.dtype)
     integer = jnp.floor(y) == y
     odd = integer & (jnp.remainder(y - k, 2) == 1)
     q = jnp.where(x < 0, jnp.where(odd, -q, jnp.where(integer, q, 0)), q)
-    return narrow(jnp.where(zero, _at_zero(y, p, k), q), dtype)
+    return held(jnp.where(zero, _at_zero(y, p, k), q), dtype)
 
 
 def _at_zero(y, p, k):
     """The value at x = 0: the limit where it is finite, 0 (a boundary's constant) elsewhere."""
     free = sum((c * jax.lax.integer_pow(y, i) for i, j, c in p if j == 0), jnp.zeros_like(y))
-    return jnp.where(y == k, narrow(free, y.dtype), 0)
+    return jnp.where(y == k, held(free, y.dtype), 0)
 
 
 def power_dx(x: jax.Array, y: jax.Array) -> jax.Array:

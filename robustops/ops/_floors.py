@@ -56,17 +56,33 @@ def bounded(
     slope: Callable[[float], float],
 ) -> jax.Array:
     """`value(x)` from `low` to `high`; beyond a constant, or the line of the slope at the end."""
-    wide, big = widen(x), largest(x.dtype)
-    (least,) = constants(wide, low)
+    wide = widen(x)
     if high is None:
-        y = value(jnp.maximum(wide, least) + nan_of(wide))
+        (least,) = constants(wide, low)
+        y = value(jnp.maximum(wide, least + nan_of(wide)))
     else:
-        y = value(clip(wide, least, high))
-    if linear:
-        y = y + max(-big, min(big, slope(low))) * (jnp.minimum(wide, low) - low)
-        if high is not None:
-            y = y + max(-big, min(big, slope(high))) * (jnp.maximum(wide, high) - high)
-    return narrow(y, x.dtype, x) if linear else cast(y, x.dtype)
+        y = value(clip(wide, low, high))
+    return extended(y, x, low, high, linear, slope)
+
+
+def extended(
+    y: jax.Array,
+    x: jax.Array,
+    low: float,
+    high: float | None,
+    linear: bool,
+    slope: Callable[[float], float],
+) -> jax.Array:
+    """`y`, constant beyond `low` and `high`, in the dtype of `x`, with the lines if linear."""
+    if not linear:
+        return cast(y, x.dtype)
+    big = largest(x.dtype)
+    for pick, end in ((jnp.minimum, low), (jnp.maximum, high)):
+        if end is not None:
+            steepness = max(-big, min(big, slope(end)))
+            factor, here, there = constants(y, steepness, end, end)
+            y = y + factor * (pick(widen(x), here) - there)
+    return narrow(y, x.dtype, x)
 
 
 def bounded_slope(

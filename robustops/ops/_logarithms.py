@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from .._apart import constants
 from .._numerics import promote, smallest
 from .._spec import op, total
-from ._families import ratio, reciprocal
+from ._families import reciprocal
 from ._floors import bounded, bounded_slope, options
 
 inf = math.inf
@@ -129,13 +130,12 @@ def safe_log1p(
 
 @total(
     lambda out, x, *, floor, linear: bounded_slope(
-        out, x, floor, None, linear, lambda v: ratio(jnp.ones_like(v), v, c=1 / LN2)
+        out, x, floor, None, linear, lambda v: reciprocal(v, c=1 / LN2)
     )
 )
 def _safe_log2(x, *, floor, linear):
-    return bounded(
-        x, floor, None, linear, lambda v: jnp.log(v) * (1 / LN2), lambda end: 1 / (LN2 * end)
-    )
+    log = lambda v: jnp.log(v) * constants(v, 1 / LN2)[0]
+    return bounded(x, floor, None, linear, log, lambda end: 1 / (LN2 * end))
 
 
 @op(
@@ -184,13 +184,12 @@ def safe_log2(
 
 @total(
     lambda out, x, *, floor, linear: bounded_slope(
-        out, x, floor, None, linear, lambda v: ratio(jnp.ones_like(v), v, c=1 / LN10)
+        out, x, floor, None, linear, lambda v: reciprocal(v, c=1 / LN10)
     )
 )
 def _safe_log10(x, *, floor, linear):
-    return bounded(
-        x, floor, None, linear, lambda v: jnp.log(v) * (1 / LN10), lambda end: 1 / (LN10 * end)
-    )
+    log = lambda v: jnp.log(v) * constants(v, 1 / LN10)[0]
+    return bounded(x, floor, None, linear, log, lambda end: 1 / (LN10 * end))
 
 
 @op(

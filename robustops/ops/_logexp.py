@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, largest, narrow, promote, smallest, widen
+from .._numerics import cast, held, largest, narrow, promote, smallest, widen
 from .._spec import op, total
 from ._logarithms import log1p
 from ._logistic import sigmoid
-from ._reduce import less
 
 inf = math.inf
 nan = math.nan
@@ -214,7 +213,10 @@ def _gap(x, y):
     x, y = (jnp.minimum(widen(a), largest(a.dtype)) for a in (x, y))
     top, small = jnp.maximum(x, y), jnp.minimum(x, y)
     m = jnp.where(jnp.isinf(top), 0, top)
-    return top, *less(small, m)
+    # Knuth's two-sum, as in `less`.
+    d, a = jnp.maximum(small - m, -800), jnp.maximum(small, m - 800)
+    v = d - a
+    return top, d, (a - (d - v)) - (m + v)
 
 
 def _slope_of_weight(out, x, y, *, sign) -> jax.Array:
@@ -226,11 +228,13 @@ def _slope_of_weight(out, x, y, *, sign) -> jax.Array:
 def _weight(x, y, *, sign):
     """exp(x) / (exp(x) + sign exp(y)), saturated; 0 where the denominator is 0."""
     top, d, lost = _gap(x, y)
-    e = jnp.exp(d) * (1 + lost)
-    nothing = (top == -inf) | ((d == 0) & (sign < 0))
-    total_of_both = 1 + e if sign > 0 else -jnp.expm1(jnp.where(nothing, -1, d))
-    w = jnp.where(x < y, sign * e, 1) / total_of_both
-    return narrow(jnp.where(nothing, 0, w), x.dtype)
+    if sign > 0:
+        smaller = 1 / (1 + jnp.exp(-d) * (1 - lost))
+        w = jnp.where(x < y, 0, 1) + jnp.where(x < y, 1, -1) * smaller
+        return cast(jnp.where(top == -inf, 0, w), x.dtype)
+    nothing = (top == -inf) | (d == 0)
+    w = jnp.where(x < y, -jnp.exp(d) * (1 + lost), 1) / -jnp.expm1(jnp.where(nothing, -1, d))
+    return held(jnp.where(nothing, 0, w), x.dtype)
 
 
 @total(
@@ -239,8 +243,9 @@ def _weight(x, y, *, sign):
 )
 def _logaddexp(x, y):
     top, d, lost = _gap(x, y)
-    z = top + jnp.log1p(jnp.exp(d) * (1 + lost))
-    return jnp.where(jnp.isinf(x) | jnp.isinf(y), jnp.maximum(x, y), narrow(z, x.dtype))
+    # The select leaves the exponential to a loop of its own: a sum takes along what comes after.
+    e = jnp.where(top == -inf, 0, jnp.exp(d) * (1 + lost))
+    return cast(jnp.maximum(widen(x), widen(y)) + jnp.log1p(e), x.dtype)
 
 
 @op(

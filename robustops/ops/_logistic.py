@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, promote, smallest, widen
+from .._apart import constants, copies
+from .._numerics import cast, nan_of, promote, smallest, widen
 from .._spec import op, total
 from ._families import reciprocal
-from ._floors import bounded, bounded_slope, options
+from ._floors import bounded_slope, extended, options
 
 inf = math.inf
 nan = math.nan
@@ -19,15 +20,16 @@ nan = math.nan
 @total(lambda out, x: -out * jnp.tanh(x / 2))
 def sigmoid_slope(x):
     """The derivative of sigmoid, sigmoid(x) sigmoid(-x)."""
-    z = widen(x)
-    e = jnp.exp(-abs(z))
-    return cast(e / ((1 + e) * (1 + e)), x.dtype)
+    m = 1 / (1 + jnp.exp(abs(widen(x))))
+    return cast(m * (1 - m), x.dtype)
 
 
 @total(lambda out, x: sigmoid_slope(x))
 def _sigmoid(x):
     # exp overflows where 1 / (1 + exp(-x)) is subnormal: to 0.
-    return cast(1 / (1 + jnp.exp(-widen(x))), x.dtype)
+    z = widen(x)
+    one, another = constants(z, 1, 1)
+    return cast(one / (another + jnp.exp(-z)), x.dtype)
 
 
 @op(
@@ -70,8 +72,10 @@ def sigmoid(x: ArrayLike, /) -> jax.Array:
 
 @total(lambda out, x: _sigmoid(x))
 def _softplus(x):
-    z = widen(x)
-    return cast(jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-abs(z))), x.dtype)
+    z, size = (widen(a) for a in copies(x, 2))
+    (nought,) = constants(z, 0)
+    # A NaN comes through the logarithm.
+    return cast(jnp.maximum(z, nought) + jnp.log1p(jnp.exp(-abs(size))), x.dtype)
 
 
 @op(
@@ -115,8 +119,9 @@ def softplus(x: ArrayLike, /) -> jax.Array:
 
 @total(lambda out, x: _sigmoid(-x))
 def _log_sigmoid(x):
-    z = widen(x)
-    return cast(jnp.minimum(z, 0) - jnp.log1p(jnp.exp(-abs(z))), x.dtype)
+    z, size = (widen(a) for a in copies(x, 2))
+    (nought,) = constants(z, 0)
+    return cast(jnp.minimum(z, nought) - jnp.log1p(jnp.exp(-abs(size))), x.dtype)
 
 
 @op(
@@ -164,14 +169,19 @@ def log_sigmoid(x: ArrayLike, /) -> jax.Array:
     )
 )
 def _safe_logit(x, *, low, high, linear):
-    return bounded(x, low, high, linear, _logit, lambda end: 1 / (end * (1 - end)))
+    y = _logit(widen(x), low, high)
+    return extended(y, x, low, high, linear, lambda end: 1 / (end * (1 - end)))
 
 
-def _logit(x):
-    # 2 x - 1 is exact from 1/4 on, so the zero at 1/2 keeps its digits.
-    t = 2 * x - 1
-    size = jnp.log1p(abs(t) / jnp.minimum(x, 1 - x))
-    return jnp.where(t < 0, -size, size)
+def _logit(x, low, high):
+    half, below, above, two = constants(x, 0.5, low - 0.5, high - 0.5, 2)
+    one, least, last = constants(x, 1, low, 1 - high)
+    middle, steep, minus, plus = constants(x, 0.5, 2.0**60, -1, 1)
+    # x - 1/2 is exact from 1/4 on, so the zero at 1/2 keeps its digits.
+    t = abs(jnp.minimum(jnp.maximum(x - half, below), above))
+    size = jnp.log1p(two * t / jnp.minimum(jnp.maximum(x, least), jnp.maximum(one - x, last)))
+    sign = jnp.minimum(jnp.maximum((x - middle) * steep, minus), plus)
+    return size * sign + nan_of(x)
 
 
 @op(

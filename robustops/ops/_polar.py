@@ -6,7 +6,16 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, flush, narrow, power_of_two, promote, saturated, widen
+from .._numerics import (
+    cast,
+    flush,
+    held,
+    largest,
+    promote,
+    saturated,
+    smallest,
+    widen,
+)
 from .._spec import op, total
 
 inf = math.inf
@@ -14,14 +23,14 @@ nan = math.nan
 
 
 def _scaled(x, y):
-    """x and y over a power of two s of their larger magnitude, 1 / s, and where both are 0 or inf.
+    """x and y over their larger magnitude s, 1 / s, and where that is 0: at the origin or far out.
 
-    1 / s is exact. The select keeps XLA from making x^2 / s^2 of (x / s)^2.
+    The select keeps XLA from making x^2 / s^2 of (x / s)^2.
     """
-    x, y = flush(widen(x + jnp.zeros_like(y))), flush(widen(y + jnp.zeros_like(x)))
+    x, y = widen(x + jnp.zeros_like(y)), widen(y + jnp.zeros_like(x))
     larger = jnp.maximum(abs(x), abs(y))
-    inverse = 1 / power_of_two(larger)
-    undirected = (larger == 0) | (larger == inf)
+    inverse = 1 / jnp.where(larger < smallest(larger.dtype), inf, larger)
+    undirected = inverse == 0
     x, y = (jnp.where(undirected, 1, a * inverse) for a in (x, y))
     return x, y, inverse, undirected
 
@@ -47,8 +56,8 @@ def _pole(x, y, *, c, k, part):
         re, im = re * u - im * v, re * v + im * u
     w = c * (re if part == "real" else im)
     for _ in range(k):
-        w = narrow(w * inverse, w.dtype)
-    return jnp.where(undirected, 0, narrow(w, dtype))
+        w = held(w * inverse, w.dtype)
+    return jnp.where(undirected, 0, held(w, dtype))
 
 
 def pole(x: jax.Array, y: jax.Array, *, part: str, c: float = 1.0, k: int = 1) -> jax.Array:
@@ -111,34 +120,36 @@ def safe_arctan2(y: ArrayLike, x: ArrayLike, /) -> jax.Array:
     return _safe_arctan2(y, x)
 
 
-# d/dx x/h = y^2 / h^3 and d/dy x/h = -x y / h^3.
+# d/dx x/h = y^2 / h^3 and d/dy x/h = -x y / h^3, with what comes through h.
 @total(
-    lambda out, x, y: _curvature(x, y, lambda u, v: v * v),
-    lambda out, x, y: _curvature(x, y, lambda u, v: -u * v),
+    lambda out, x, y, h: _curvature(x, y, h, lambda u, v: v * v),
+    lambda out, x, y, h: _curvature(x, y, h, lambda u, v: -u * v),
+    lambda out, x, y, h: jnp.zeros_like(out),
 )
-def _cosine(x, y):
-    """x / hypot(x, y), 0 at the origin."""
-    dtype = jnp.result_type(x, y)
-    x, y, _, undirected = _scaled(x, y)
-    return jnp.where(undirected, 0, cast(x / jnp.sqrt(x * x + y * y), dtype))
+def _cosine(x, y, h):
+    """x / h with h = hypot(x, y), 0 at the origin and where h saturates."""
+    x, h, dtype = widen(x), widen(h), h.dtype
+    return cast(jnp.where(h >= largest(dtype), 0, x / jnp.where(h == 0, 1, h)), dtype)
 
 
-def _curvature(x, y, numerator):
-    dtype = jnp.result_type(x, y)
+def _curvature(x, y, h, numerator):
+    dtype = h.dtype
     x, y, inverse, undirected = _scaled(x, y)
     r = jax.lax.rsqrt(x * x + y * y)
-    return jnp.where(undirected, 0, narrow(numerator(x * r, y * r) * r * inverse, dtype))
+    curvature = held(numerator(x * r, y * r) * r * inverse, dtype)
+    return jnp.where(undirected | saturated(h), 0, curvature)
 
 
 @total(
-    lambda out, x, y: jnp.where(saturated(out), 0, _cosine(x, y)),
-    lambda out, x, y: jnp.where(saturated(out), 0, _cosine(y, x)),
+    lambda out, x, y: _cosine(x, y, out),
+    lambda out, x, y: _cosine(y, x, out),
 )
 def _safe_hypot(x, y):
-    dtype = jnp.result_type(x, y)
-    u, v, inverse, undirected = _scaled(x, y)
-    h = narrow(jnp.sqrt(u * u + v * v) / inverse, dtype)
-    return jnp.where(undirected, jnp.where(jnp.isinf(x) | jnp.isinf(y), inf, 0), h)
+    x, y = x + jnp.zeros_like(y), y + jnp.zeros_like(x)
+    a, b = abs(flush(widen(x))), abs(flush(widen(y)))
+    larger, smaller = jnp.maximum(a, b), jnp.minimum(a, b)
+    slope = jnp.minimum(smaller, largest(a.dtype)) / jnp.maximum(larger, smallest(a.dtype))
+    return held(larger * jnp.sqrt(1 + slope * slope), x.dtype, x, y)
 
 
 @op(
@@ -158,8 +169,8 @@ def _safe_hypot(x, y):
     replaces="hypot",
     hint="sqrt(x^2 + y^2) overflows from 1.8e19 in float32, is 0 below 1e-19, and its gradient at "
     "0 is NaN: use robustops.safe_hypot.",
-    cost="On GPU with gradient twice the naive form's bytes: the derivative asks where the value "
-    "saturated, so XLA writes it and reads it again.",
+    cost="On GPU with gradient twice the naive form's bytes: the value is kept, since the "
+    "derivatives are formed from it.",
 )
 def safe_hypot(x: ArrayLike, y: ArrayLike, /) -> jax.Array:
     """Length of (x, y) that neither overflows nor underflows, with derivative 0 at the origin.

@@ -6,9 +6,20 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, flush, largest, narrow, promote, saturated, smallest, widen
+from .._apart import constants, copies
+from .._numerics import (
+    cast,
+    held,
+    infinite_with,
+    largest,
+    nan_of,
+    promote,
+    saturated,
+    smallest,
+    widen,
+)
 from .._spec import op, total
-from ._families import power_dx, power_dy, root_power
+from ._families import cube_root, power_dx, power_dy, root_power
 from ._floors import bounded, bounded_slope, options
 
 inf = math.inf
@@ -79,7 +90,8 @@ def _safe_rsqrt(x, *, floor, linear):
 
 
 def _rsqrt(x):
-    return 1 / jnp.sqrt(x)
+    (one,) = constants(x, 1)
+    return one / jnp.sqrt(x)
 
 
 @op(
@@ -128,8 +140,13 @@ def safe_rsqrt(
 
 @total(lambda out, x: root_power(x, root=3, c=1 / 3, k=2))
 def _safe_cbrt(x):
-    y = jnp.cbrt(flush(widen(x)))
-    return cast(y, x.dtype)
+    z, again = (widen(a) for a in copies(x, 2))
+    least, most, scale, one = constants(
+        z, smallest(z.dtype), largest(z.dtype), 1 / smallest(z.dtype), 1
+    )
+    y = cube_root(jnp.minimum(jnp.maximum(abs(z), least), most), *constants(z, 1 / 3, 1 / 3))
+    normal = jnp.floor(jnp.minimum(abs(again) * scale, one))
+    return cast(infinite_with(y * normal * jnp.sign(widen(x)), x), x.dtype)
 
 
 @op(
@@ -170,9 +187,15 @@ def safe_cbrt(x: ArrayLike, /) -> jax.Array:
     return _safe_cbrt(x)
 
 
-@total(lambda out, x: jnp.where(saturated(out), 0, 2 * x))
+def _slope_of_square(out, x):
+    return jnp.where(abs(x) >= 2.0 ** (jnp.finfo(x.dtype).maxexp // 2), 0, 2 * x)
+
+
+@total(_slope_of_square)
 def _safe_square(x):
-    return narrow(widen(x) * widen(x), x.dtype, x)
+    z = widen(x)
+    (most,) = constants(z, largest(x.dtype))
+    return cast(jnp.minimum(z * z, jnp.maximum(abs(z), most)) + nan_of(z), x.dtype)
 
 
 @op(
@@ -220,13 +243,13 @@ def safe_square(x: ArrayLike, /) -> jax.Array:
 def _safe_pow(x, y):
     # Sums with zeros give both arguments one shape and one sharding, which the selects need.
     x, y = x + jnp.zeros_like(y), y + jnp.zeros_like(x)
-    dtype, nan_in = x.dtype, jnp.isnan(x) | jnp.isnan(y)
-    x, y = flush(widen(x)), flush(widen(y))
-    outside = (x == 0) | ((x < 0) & (jnp.floor(y) != y))
-    q = jnp.power(jnp.where(outside | nan_in, 1, x), jnp.where(nan_in, 1, y))
-    q = jnp.where(jnp.isinf(x) | jnp.isinf(y), cast(q, dtype), narrow(q, dtype))
-    at_zero = jnp.where(y > 0, 0, jnp.where(y < 0, largest(dtype), 1))
-    return jnp.where(nan_in, nan, jnp.where(outside, at_zero, q))
+    u, v = widen(x), widen(y)
+    # Of 0 and inf jnp.power makes what is wanted: 0^0 = 1, and inf is held at the largest number.
+    nought = (abs(u) < smallest(u.dtype)) | ((u < 0) & (jnp.floor(v) != v))
+    sign = jnp.where((u < 0) & (jnp.remainder(v, 2) == 1), -1, 1)
+    q = held(sign * jnp.power(jnp.where(nought, 0, abs(u)), v), x.dtype, x, y)
+    # NaN^0 and 1^NaN are NaN here.
+    return jnp.where(jnp.isnan(x), x, jnp.where(jnp.isnan(y), y, q))
 
 
 @op(

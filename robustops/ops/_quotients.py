@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, flush, largest, narrow, promote, saturated, widen
+from .._apart import constants
+from .._numerics import cast, flush, largest, narrow, promote, saturated, smallest, widen
 from .._spec import op, total
-from ._families import ratio
+from ._families import ratio, reciprocal
 
 inf = math.inf
 nan = math.nan
@@ -28,21 +29,10 @@ def _checked_fill(name, dtype, fill):
 
 
 @total(
-    lambda out, x, y, *, fill: jnp.where(saturated(out), 0, ratio(jnp.ones_like(x), y)),
+    lambda out, x, y, *, fill: jnp.where(saturated(out), 0, reciprocal(y)),
     lambda out, x, y, *, fill: jnp.where(saturated(out), 0, ratio(x, y, c=-1.0, k=2)),
 )
 def _safe_div(x, y, *, fill):
-    return _quotient(x, y, fill)
-
-
-@total(
-    lambda out, x, *, fill: jnp.where(saturated(out), 0, ratio(jnp.ones_like(x), x, c=-1.0, k=2))
-)
-def _safe_reciprocal(x, *, fill):
-    return _quotient(jnp.ones_like(x), x, fill)
-
-
-def _quotient(x, y, fill):
     # XLA flushes a subnormal float32 in the quotient, but not always in a comparison with 0. (In
     # float16, computed with as float32, it is a number.)
     y = flush(widen(y))
@@ -50,6 +40,23 @@ def _quotient(x, y, fill):
     q = widen(x) / jnp.where(zero, 1, y)
     q = jnp.where(jnp.isinf(x), cast(q, x.dtype), narrow(q, x.dtype))
     return jnp.where(zero & ~jnp.isnan(x), fill, q)
+
+
+def _slope_of_reciprocal(out, x, *, fill):
+    # The reciprocal of a subnormal float16 number saturates.
+    return reciprocal(jnp.where(abs(x) < 1 / largest(x.dtype), 0, x), c=-1.0, k=2)
+
+
+@total(_slope_of_reciprocal)
+def _safe_reciprocal(x, *, fill):
+    z = widen(x)
+    scale, one, two, three, four = constants(z, 1 / smallest(z.dtype), 1, 1, 1, 1)
+    # 0 for a normal number, else inf.
+    pole = one / jnp.floor(jnp.minimum(abs(z) * scale, two)) - three
+    q = four / (z + pole)
+    if fill:
+        q = jnp.where(abs(z) < smallest(z.dtype), fill, q)
+    return q if q.dtype == x.dtype else narrow(q, x.dtype)
 
 
 @op(
