@@ -5,11 +5,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._apart import constants
-from .._numerics import cast, clip, held, infinite_with, largest, nan_of, narrow, promote, widen
+from .._numerics import cast, held, infinite_with, largest, narrow, promote, widen
 from .._spec import total
 from .._zmul import zmul
 from ..ops import safe_log, safe_log1p
-from ..ops._logarithms import log1p
 from ..ops._logistic import sigmoid_slope
 from ._common import floating
 
@@ -24,9 +23,11 @@ def _slope(x, z):
     return held(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
 
 
-def both_sigmoids(x):
-    """Return sigmoid(x) and sigmoid(-x), each with all its digits."""
-    return 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
+def doubt(x, z):
+    """Return 1 - z where x is above 0, z where it is below, and 0 at 0; no select, see `clip`."""
+    s = jnp.sign(x)
+    (nought,) = constants(x, 0)
+    return jnp.maximum(s, nought) - z * s
 
 
 @total(lambda out, x, z: _slope(x, z), lambda out, x, z: -x)
@@ -34,13 +35,11 @@ def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
-    big = largest(x.dtype)
-    one, zero, most, nought, least = constants(x, 1, 0, big, 0, -big)
-    # For a hard label the weight may be 0, and stays so for an infinite logit.
-    y = (one - z) * jnp.minimum(jnp.maximum(x, zero), most)
-    y = y - z * jnp.maximum(jnp.minimum(x, nought), least)
-    y = infinite_with(clip(y, -big, big), x)
-    return cast(log1p(jnp.exp(-abs(x))) + y + nan_of(z), dtype)
+    t, most = doubt(x, z), largest(dtype)
+    least, top, far = constants(x, -most, most, largest(x.dtype))
+    # For a hard label t may be 0, and its product stays so for an infinite logit.
+    y = infinite_with(jnp.minimum(jnp.maximum(t * jnp.minimum(abs(x), far), least), top), x)
+    return cast(jnp.log1p(jnp.exp(-abs(x))) + y + (t - t), dtype)  # t - t: see `nan_of`
 
 
 def logits_and_labels(name: str, logits: ArrayLike, labels: ArrayLike) -> list[jax.Array]:
