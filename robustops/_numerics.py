@@ -64,15 +64,21 @@ def nan_of(x: jax.Array) -> jax.Array:
     Where XLA for CPU takes a maximum along in the pass of a sum, that maximum drops a NaN:
     jax.jit(lambda x: jnp.sum(jnp.maximum(x, 0))) is finite for some x with a NaN.
     """
-    s = jnp.sign(x)
-    return s - s  # not 0 * s: that 0 would be a constant to share, see `apart`
+    (nought,) = constants(x, 0)
+    return nought * jnp.sign(x)
+
+
+def within(y: jax.Array, most: float) -> jax.Array:
+    """Return `y` within +-most as `clip` does; a NaN may be lost."""
+    low, high = constants(y, -most, most)
+    return jnp.minimum(jnp.maximum(y, low), high)
 
 
 def clip(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return `y` within [low, high]; NaN stays NaN.
 
-    XLA for CPU takes arithmetic along in the one pass of a sum, but a clamp (which `jnp.clip` is, or
-    a minimum of a maximum by constants), a compare or a select becomes an array first.
+    XLA for CPU takes arithmetic along in the one pass of a sum, but a clamp (as `jnp.clip` is, or a
+    minimum of a maximum by constants), a compare or a select becomes an array first.
     """
     low, high = (
         constants(y, end)[0] if isinstance(end, int | float) else end for end in (low, high)

@@ -133,6 +133,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
         def call(*arrays, **static):
             return build(tuple(sorted(static.items())))(*arrays)
 
+        call.rule = rule
         return call
 
     return decorate

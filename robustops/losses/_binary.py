@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._apart import constants
-from .._numerics import cast, held, infinite_with, largest, narrow, promote, widen
+from .._numerics import cast, held, infinite_with, largest, narrow, promote, widen, within
 from .._spec import total
 from .._zmul import zmul
 from ..ops import safe_log, safe_log1p
@@ -36,9 +36,9 @@ def bce_from_logits(x, z):
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
     t, most = doubt(x, z), largest(dtype)
-    least, top, far = constants(x, -most, most, largest(x.dtype))
+    (far,) = constants(x, largest(x.dtype))
     # For a hard label t may be 0, and its product stays so for an infinite logit.
-    y = infinite_with(jnp.minimum(jnp.maximum(t * jnp.minimum(abs(x), far), least), top), x)
+    y = infinite_with(within(t * jnp.minimum(abs(x), far), most), x)
     return cast(jnp.log1p(jnp.exp(-abs(x))) + y + (t - t), dtype)  # t - t: see `nan_of`
 
 

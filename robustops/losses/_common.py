@@ -11,12 +11,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from .._apart import constants
 from .._numerics import (
     broadcast_mask,
     cast,
     clip,
     infinite_with,
     largest,
+    nan_of,
     narrow,
     normalize_axes,
     promote,
@@ -58,9 +60,17 @@ def errors_of(
     name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
 ) -> jax.Array:
     """Return predictions - targets, saturated; the shapes must be equal or, if asked, broadcast."""
+    arrays = compared(name, predictions, targets, broadcast=broadcast)
+    return difference(*arrays) if len(arrays) == 2 else arrays[0]
+
+
+def compared(
+    name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
+) -> list[jax.Array]:
+    """Return predictions and, if given, targets, checked as `errors_of` says."""
     (p,) = floating(name, predictions=predictions)
     if targets is None:
-        return p
+        return [p]
     p, t = promote(name, p, targets)
     if p.shape != t.shape and not broadcast:
         raise ValueError(
@@ -68,7 +78,40 @@ def errors_of(
             "broadcast example against example; make them equal, with targets[:, None] or "
             "predictions[:, 0]."
         )
-    return difference(p, t)
+    return [p, t]
+
+
+def error(p, t):
+    """`difference` for values: without a select, see `clip`."""
+    y, (most,) = widen(p) - widen(t), constants(widen(p), largest(p.dtype))
+    end = jnp.maximum(jnp.maximum(abs(widen(p)), abs(widen(t))), most)
+    return cast(jnp.minimum(jnp.maximum(y, -end), end) + nan_of(y), p.dtype)
+
+
+def of_error(fn: Callable) -> Callable:
+    """Make a loss of an error, fn(e, *rest), one of predictions and targets: loss([p, t], *rest).
+
+    Without targets it is `fn`. With them the derivative forms the error again: shared with the
+    value, XLA for CPU would write it to memory.
+    """
+
+    def rule(out, arrays, tangents, **static):
+        (p, t, *rest), (dp, dt, *along) = arrays, tangents
+        e = difference(p, t)
+        de = None if dp is None else jnp.broadcast_to(dp, e.shape)
+        if dt is not None:
+            de = -jnp.broadcast_to(dt, e.shape) if de is None else de - dt
+        return fn.rule(out, [e, *rest], [de, *along], **static)
+
+    @total(jvp=rule)
+    @functools.wraps(fn)
+    def of_two(p, t, *rest, **static):
+        return fn(error(p, t), *rest, **static)
+
+    def loss(arrays, *rest, **static):
+        return (of_two if len(arrays) == 2 else fn)(*arrays, *rest, **static)
+
+    return loss
 
 
 # The gradient of a square stays 2 c e where the square itself saturates: descent must come back.
@@ -76,7 +119,9 @@ def errors_of(
 def square(e, *, c):
     """c e^2, saturated."""
     z = widen(e)
-    return narrow(c * z * z, e.dtype, e)
+    factor, most = constants(z, c, largest(e.dtype))
+    y = z * z if c == 1 else factor * z * z
+    return cast(jnp.minimum(y, jnp.maximum(abs(z), most)) + nan_of(e), e.dtype)
 
 
 @total(lambda out, x, y: y, lambda out, x, y: x)

@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 
 from .._apart import constants
-from .._numerics import cast, held, infinite_with, largest, promote, widen
+from .._numerics import cast, held, infinite_with, largest, promote, widen, within
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
@@ -164,9 +164,8 @@ def _by_no(out, x, z, gamma, *weights, halves, weighted):
 )
 def _sigmoid_focal(x, z, gamma, yes, no, *, halves, weighted):
     """(yes z + no (1 - z)) miss^gamma times the cross-entropy; `weighted` if yes or no is not 1."""
-    u, most = widen(x), largest(x.dtype)
-    *ones, zero, nought = constants(u, 1, 1, 1, 1, 1, 0, 0)
-    least, top, far = constants(u, -most, most, largest(u.dtype))
+    u = widen(x)
+    *ones, zero, nought, far = constants(u, 1, 1, 1, 1, 1, 0, 0, largest(u.dtype))
     given, m = doubt(u, widen(z)), jnp.exp(-abs(u))
     t = jnp.minimum(jnp.maximum(given, zero), ones[0])
     miss = (t + (ones[1] - t) * m) / (ones[2] + m)
@@ -175,7 +174,7 @@ def _sigmoid_focal(x, z, gamma, yes, no, *, halves, weighted):
     if weighted:
         v = jnp.minimum(jnp.maximum(widen(z), nought), ones[3])
         y = (widen(yes) * v + widen(no) * (ones[4] - v)) * y
-    y = infinite_with(jnp.minimum(jnp.maximum(y, least), top), u)
+    y = infinite_with(within(y, largest(x.dtype)), u)
     return cast(y + (given - given), x.dtype)  # for NaN: see `nan_of`
 
 

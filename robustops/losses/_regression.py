@@ -7,10 +7,13 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .. import ops
+from .._apart import constants
 from .._numerics import (
     broadcast_mask,
     cast,
     held,
+    largest,
+    nan_of,
     narrow,
     normalize_axes,
     power_of_two,
@@ -21,9 +24,12 @@ from .._numerics import (
 from .._spec import total
 from .._zmul import zmul
 from ..ops._families import ratio
+from ..ops._logexp import _log_cosh as log_cosh_of
 from ..ops._reduce import count_of, keep, pair, sum_of
-from ._common import Axis, errors_of, positive, square
+from ._common import Axis, compared, errors_of, of_error, positive, square
 from ._robust import log1p_square
+
+_square, _log_cosh, _log1p_square = map(of_error, (square, log_cosh_of, log1p_square))
 
 
 def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -47,7 +53,7 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
 
     Reference: same signature as `optax.losses.squared_error`.
     """
-    return square(errors_of("squared_error", predictions, targets), c=1.0)
+    return _square(compared("squared_error", predictions, targets), c=1.0)
 
 
 def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -71,7 +77,7 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Arr
 
     Reference: same signature as `optax.losses.l2_loss`.
     """
-    return square(errors_of("l2_loss", predictions, targets), c=0.5)
+    return _square(compared("l2_loss", predictions, targets), c=0.5)
 
 
 def _rule_mean_square(out, arrays, tangents, *, axis):
@@ -129,15 +135,18 @@ def mean_squared_error(
     return _mean_square(*arrays, axis=normalize_axes(name, axis, e.ndim))
 
 
+@of_error
 @total(
     lambda out, e, delta: jnp.clip(e, -delta, delta),
     lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
 )
 def _huber(e, delta):
     dtype = jnp.result_type(e, delta)
-    size, d = abs(widen(e)), widen(delta)
-    inner = jnp.minimum(size, d)
-    return narrow(inner * (size - 0.5 * inner), dtype, e)
+    size = abs(widen(e))
+    half, most = constants(size, 0.5, largest(dtype))
+    inner = jnp.minimum(size, widen(delta))
+    y = jnp.minimum(inner * (size - half * inner), jnp.maximum(size, most))
+    return cast(y + nan_of(size), dtype)
 
 
 def huber_loss(
@@ -164,8 +173,9 @@ def huber_loss(
 
     Reference: Huber 1964, doi:10.1214/aoms/1177703732; signature of `optax.losses.huber_loss`.
     """
-    e = errors_of("huber_loss", predictions, targets, broadcast=True)
-    return _huber(*promote("huber_loss", e, positive("huber_loss", "delta", delta)))
+    arrays = compared("huber_loss", predictions, targets, broadcast=True)
+    *arrays, delta = promote("huber_loss", *arrays, positive("huber_loss", "delta", delta))
+    return _huber(arrays, delta)
 
 
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -188,7 +198,7 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
 
     Reference: same signature as `optax.losses.log_cosh`.
     """
-    return ops.log_cosh(errors_of("log_cosh", predictions, targets, broadcast=True))
+    return _log_cosh(compared("log_cosh", predictions, targets, broadcast=True))
 
 
 def _near_log1p(x):
@@ -278,4 +288,4 @@ def log1p_squared_error(predictions: ArrayLike, targets: ArrayLike | None = None
       ValueError: the shapes differ; they are not broadcast.
       TypeError: predictions that are not real and floating.
     """
-    return log1p_square(errors_of("log1p_squared_error", predictions, targets))
+    return _log1p_square(compared("log1p_squared_error", predictions, targets))
