@@ -16,6 +16,7 @@ from .._numerics import (
     broadcast_mask,
     cast,
     clip,
+    held,
     infinite_with,
     largest,
     nan_of,
@@ -206,27 +207,39 @@ def saturated_sum(
     return _saturated_sum(keep(x, mask), axis=axes, dtype=jnp.dtype(dtype or x.dtype))
 
 
-def per_example(fn: Callable) -> Callable:
-    """Make a total function of two arrays that are reduced over `axis`.
+def per_example(quick: Callable) -> Callable[[Callable], Callable]:
+    """Make the sum over `axis` of a total function of two arrays, `terms(x, y)`.
 
-    `fn(x, y, *rest, axis)` gets them in working precision. Its slopes are rounded to their dtype
-    before they meet a tangent, and saturate: cast from float32 on the way back, they would overflow
-    in float16. `rest` is constant.
+    `terms` gets them in working precision. Its slopes are rounded to their dtype before they meet a
+    tangent, and saturate: cast from float32 on the way back, they would overflow in float16.
+
+    `quick(x, y)` are the terms without selects, finite on ordinary input. On CPU a sum takes them
+    along in one pass; where that sum is not finite, the terms themselves are added up.
     """
 
-    def rule(out, arrays, tangents, *, axis):
-        x, y, *rest = arrays
-        value, pull = jax.vjp(lambda a, b: fn(a, b, *rest, axis=axis), widen(x), widen(y))
-        parts = [
-            widen(zmul(narrowed(slope, dtype=t.dtype), t))
-            for slope, t in zip(pull(jnp.ones_like(value)), tangents[:2], strict=True)
-            if t is not None
-        ]
-        return jnp.sum(sum(parts[1:], parts[0]), axis=axis).astype(out.dtype)
+    def decorate(terms: Callable) -> Callable:
+        def rule(out, arrays, tangents, *, axis):
+            x, y, *mask = arrays
+            value, pull = jax.vjp(terms, widen(x), widen(y))
+            parts = [
+                widen(zmul(held(keep(slope, *mask or [None]), t.dtype), t))
+                for slope, t in zip(pull(jnp.ones_like(value)), tangents[:2], strict=True)
+                if t is not None
+            ]
+            return jnp.sum(sum(parts[1:], parts[0]), axis=axis).astype(out.dtype)
 
-    @functools.wraps(fn)
-    def value(x, y, *rest, axis):
-        out = fn(widen(x), widen(y), *rest, axis=axis)
-        return jnp.where(jnp.isinf(out), cast(out, x.dtype), narrow(out, x.dtype))
+        def value(x, y, mask=None, *, axis):
+            def safe(*arrays):
+                return saturated_sum(terms(*arrays), axis, mask)
 
-    return total(jvp=rule)(value)
+            def fast(*arrays):
+                y = jnp.sum(keep(quick(*arrays), mask), axis=axis)
+                return jax.lax.cond(jnp.all(jnp.isfinite(y)), lambda: y, lambda: safe(*arrays))
+
+            out = jax.lax.platform_dependent(widen(x), widen(y), cpu=fast, default=safe)
+            return jnp.where(jnp.isinf(out), cast(out, x.dtype), narrow(out, x.dtype))
+
+        value.__name__ = terms.__name__
+        return total(jvp=rule)(value)
+
+    return decorate

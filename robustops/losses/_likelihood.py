@@ -21,7 +21,7 @@ from .._spec import total
 from ..ops import safe_div, safe_exp
 from ..ops._families import ratio
 from ..ops._similarity import difference
-from ._common import Axis, class_axes, error, floating, per_example, product, saturated_sum, square
+from ._common import Axis, class_axes, error, floating, per_example, product, square
 
 
 @total(lambda out, r, t: safe_exp(r), lambda out, r, t: -jnp.ones_like(out))
@@ -93,7 +93,8 @@ def _by_variance(e, v):
 )
 def _over(e, v):
     """e / v, saturated."""
-    return held(widen(e) / _above_zero(v), e.dtype, e)
+    most = largest(e.dtype)
+    return cast(jnp.clip(widen(e) / _above_zero(v), -most, most), e.dtype)
 
 
 @total(
@@ -159,18 +160,30 @@ def _half_exp_beyond_line(x):
     """(exp(x) - 1 - x) / 2; by its series near 0, where the difference loses all digits."""
     z = widen(x)
     near = abs(z) < 1
-    h = jnp.where(near, z, 0)
-    series = jnp.ones_like(h)
-    for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
-        series = 1 + h / k * series
     far = jnp.where(z > 80, _half_exp(z), (jnp.expm1(z) - z) / 2)
-    return narrow(jnp.where(near, h * h / 4 * series, far), x.dtype)
+    return narrow(jnp.where(near, _series(jnp.where(near, z, 0)), far), x.dtype)
 
 
-@per_example
-def _gaussian_kl(m, l, mask=None, *, axis):
-    terms = difference(square(m, c=0.5), -_half_exp_beyond_line(l))
-    return saturated_sum(terms, axis, mask)
+def _series(h):
+    """(exp(h) - 1 - h) / 2 for |h| <= 1."""
+    y = 1.0
+    for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
+        one, share = constants(h, 1, 1 / k)
+        y = one + h * (share * y)
+    (quarter,) = constants(h, 0.25)
+    return h * (quarter * h) * y
+
+
+def _quick_gaussian_kl(m, l):
+    half, other = constants(m, 0.5, 0.5)
+    h = within(l, 1)
+    far = other * (jnp.expm1(l) - l - (jnp.expm1(h) - h))
+    return half * m * m + (_series(h) + far)
+
+
+@per_example(_quick_gaussian_kl)
+def _gaussian_kl(m, l):
+    return difference(square(m, c=0.5), -_half_exp_beyond_line(l))
 
 
 def gaussian_kl(
