@@ -207,11 +207,36 @@ def saturated_sum(
     return _saturated_sum(keep(x, mask), axis=axes, dtype=jnp.dtype(dtype or x.dtype))
 
 
-def per_example(quick: Callable) -> Callable[[Callable], Callable]:
+def per_example(fn: Callable) -> Callable:
+    """Make a total function of two arrays that are reduced over `axis`.
+
+    `fn(x, y, *rest, axis)` gets them in working precision. Its slopes are rounded to their dtype
+    before they meet a tangent, and saturate: cast from float32 on the way back, they would overflow
+    in float16. `rest` is constant.
+    """
+
+    def rule(out, arrays, tangents, *, axis):
+        x, y, *rest = arrays
+        value, pull = jax.vjp(lambda a, b: fn(a, b, *rest, axis=axis), widen(x), widen(y))
+        parts = [
+            widen(zmul(narrowed(slope, dtype=t.dtype), t))
+            for slope, t in zip(pull(jnp.ones_like(value)), tangents[:2], strict=True)
+            if t is not None
+        ]
+        return jnp.sum(sum(parts[1:], parts[0]), axis=axis).astype(out.dtype)
+
+    @functools.wraps(fn)
+    def value(x, y, *rest, axis):
+        out = fn(widen(x), widen(y), *rest, axis=axis)
+        return jnp.where(jnp.isinf(out), cast(out, x.dtype), narrow(out, x.dtype))
+
+    return total(jvp=rule)(value)
+
+
+def summed(quick: Callable) -> Callable[[Callable], Callable]:
     """Make the sum over `axis` of a total function of two arrays, `terms(x, y)`.
 
-    `terms` gets them in working precision. Its slopes are rounded to their dtype before they meet a
-    tangent, and saturate: cast from float32 on the way back, they would overflow in float16.
+    Precision and slopes are as for `per_example`.
 
     `quick(x, y)` are the terms without selects, finite on ordinary input. On CPU a sum takes them
     along in one pass; where that sum is not finite, the terms themselves are added up.

@@ -11,7 +11,7 @@ from .._numerics import largest, nan_of, narrow, promote, smallest, within
 from .._spec import total
 from ..ops import safe_exp, safe_log
 from ..ops._similarity import difference
-from ._common import Axis, class_axes, floating, per_example, product
+from ._common import Axis, class_axes, floating, product, summed
 
 
 def _two(name, axis, where, **arrays):
@@ -41,7 +41,7 @@ def _kl_terms(lp, t):
     return product(t, difference(safe_log(t), _finite(lp)))
 
 
-_kl = per_example(_quick_kl)(_kl_terms)
+_kl = summed(_quick_kl)(_kl_terms)
 
 
 def kl_divergence(
@@ -93,7 +93,7 @@ def _quick_kl_of_logs(lp, lt):
     )
 
 
-@per_example(_quick_kl_of_logs)
+@summed(_quick_kl_of_logs)
 def _kl_of_logs(lp, lt):
     return _kl_terms_of_logs(_finite(lp), _finite(lt))
 
@@ -131,7 +131,7 @@ def kl_divergence_with_log_targets(
     return _kl_of_logs(*arrays, axis=axes)
 
 
-@per_example(lambda lp, t: _quick_kl(lp, t) + (jnp.exp(lp) - t))
+@summed(lambda lp, t: _quick_kl(lp, t) + (jnp.exp(lp) - t))
 def _generalized_kl(lp, t):
     return difference(_kl_terms(lp, t), difference(t, safe_exp(lp)))
 

@@ -4,6 +4,7 @@ Each is a function of r = (predictions - targets) / scale. Those with a bounded 
 less from an error the larger it is; the docstrings say which can stop learning.
 """
 
+import functools
 import math
 
 import jax
@@ -15,7 +16,7 @@ from .._apart import constants
 from .._numerics import cast, nan_of, promote, widen
 from .._spec import total
 from ..ops import safe_div
-from ._common import compared, errors_of, of_error, positive
+from ._common import compared, errors_of, of_error, positive, square
 
 FAR = 2.0**60
 """From here on 1 + x^2 is x^2 to any dtype; the square does not overflow."""
@@ -33,10 +34,10 @@ def _of_ratio(fn):
     """Make a loss of (predictions - targets) / scale of one of the ratio."""
     plain = of_error(fn)
 
-    def loss(name, predictions, targets, scale):
+    def loss(name, predictions, targets, scale, **static):
         if isinstance(scale, float) and scale == 1:
-            return plain(compared(name, predictions, targets))
-        return fn(ratios(name, predictions, targets, scale))
+            return plain(compared(name, predictions, targets), **static)
+        return fn(ratios(name, predictions, targets, scale), **static)
 
     return loss
 
@@ -241,3 +242,22 @@ def welsch(
     Reference: Leclerc 1989, doi:10.1007/BF00054839; `general_robust_loss` with alpha = -inf.
     """
     return _welsch("welsch", predictions, targets, scale)
+
+
+@_of_ratio
+@total(lambda out, r: 2 * rational(0.5 * r, i=1, k=4))
+def _twice_share(r):
+    """2 r^2 / (4 + r^2)."""
+    z = widen(r)
+    two, one, four = constants(z, 2, 1, 4)
+    return cast(two / (one + four / (z * z)), r.dtype)
+
+
+MEMBERS = {
+    2.0: functools.partial(_of_ratio(square), c=0.5),
+    1.0: _root,
+    0.0: _log1p_half_square,
+    -2.0: _twice_share,
+    -math.inf: _welsch,
+}
+"""Losses of the general family, by alpha."""
