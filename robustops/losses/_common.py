@@ -25,7 +25,7 @@ from .._numerics import (
     promote,
     widen,
 )
-from .._spec import total
+from .._spec import rule_of, total
 from .._zmul import zmul
 from ..ops import softmax
 from ..ops._reduce import keep, sum_of
@@ -102,7 +102,7 @@ def of_error(fn: Callable) -> Callable:
         de = None if dp is None else jnp.broadcast_to(dp, e.shape)
         if dt is not None:
             de = -jnp.broadcast_to(dt, e.shape) if de is None else de - dt
-        return fn.rule(out, [e, *rest], [de, *along], **static)
+        return rule_of(fn)(out, [e, *rest], [de, *along], **static)
 
     @total(jvp=rule)
     @functools.wraps(fn)
