@@ -168,10 +168,10 @@ def _half_exp_beyond_line(x):
 
 def _series(h):
     """(exp(h) - 1 - h) / 2 for |h| <= 1."""
-    y = 1.0
-    for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
-        one, share = constants(h, 1, 1 / k)
-        y = one + h * (share * y)
+    terms = 19 if h.dtype == jnp.float64 else 9
+    y, *rest = constants(h, *(2 / math.factorial(k) for k in range(terms + 1, 1, -1)))
+    for c in rest:
+        y = c + h * y
     (quarter,) = constants(h, 0.25)
     return h * (quarter * h) * y
 
