@@ -69,6 +69,12 @@ def nan_of(x: jax.Array) -> jax.Array:
     return nought * jnp.sign(x)
 
 
+def within(y: jax.Array, most: float) -> jax.Array:
+    """Return `y` within +-most as `clip` does; a NaN may be lost."""
+    low, high = constants(y, -most, most)
+    return jnp.minimum(jnp.maximum(y, low), high)
+
+
 def clip(y: jax.Array, low: jax.Array | float, high: jax.Array | float) -> jax.Array:
     """Return `y` within [low, high]; NaN stays NaN.
 
@@ -118,12 +124,10 @@ def infinite_with(y: jax.Array, x: jax.Array) -> jax.Array:
 
     For a formula in x held at the largest finite number, so that it has no 0 * inf.
     """
-    info = jnp.finfo(y.dtype)
-    half = 2.0 ** -(info.maxexp // 2 + 1)
-    first, second, most = constants(y, half, half, largest(y.dtype))
+    one, far, most = constants(y, 1, *[largest(y.dtype)] * 2)
     *_, x = copies(widen(x), 3)  # narrow takes two, a derivative one
-    # |x| 2^-130 is below 1 for a finite x.
-    return y + y * jnp.minimum(jnp.floor(abs(x) * first * second), most)
+    # A finite |x| less the largest number is not above 0.
+    return y * jnp.minimum(jnp.maximum(abs(x) - far, one), most)
 
 
 def flush(x: jax.Array) -> jax.Array:

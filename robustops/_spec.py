@@ -84,6 +84,14 @@ def op(**facts: Any) -> Callable[[Callable], Callable]:
     return register
 
 
+_RULES: dict[Callable, Callable] = {}
+
+
+def rule_of(fn: Callable) -> Callable:
+    """Return what gives the tangent of what `total` made: rule(out, arrays, tangents, **static)."""
+    return _RULES[fn]
+
+
 def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callable], Callable]:
     """Give `value(*arrays, **static)` a derivative that is total, and jit it.
 
@@ -135,6 +143,7 @@ def total(*partials: Callable, jvp: Callable | None = None) -> Callable[[Callabl
         def call(*arrays, **static):
             return build(tuple(sorted(static.items())))(*arrays)
 
+        _RULES[call] = rule
         return call
 
     return decorate

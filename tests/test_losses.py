@@ -256,12 +256,14 @@ def test_bad_input():
 
 
 def test_documented_bad_labels():
-    """A class that does not exist gives NaN; a label outside [0, 1] continues the line."""
+    """A class that does not exist gives NaN; a label outside [0, 1] continues the line, or is 1."""
     x = jnp.zeros((3, 4))
     out = losses.softmax_cross_entropy_with_integer_labels(x, jnp.asarray([-1, 4, 0]))
     assert np.array_equal(np.isnan(out), [True, True, False])
     at = [losses.sigmoid_binary_cross_entropy(2.0, z) for z in (0.0, 1.0, 3.0)]
     np.testing.assert_allclose(at[2], at[0] + 3 * (at[1] - at[0]), rtol=1e-6)
+    ends, beyond = (losses.sigmoid_focal_loss(x[0], z) for z in (x[0] + 1, x[0] + 3))
+    assert np.array_equal(ends, beyond)
 
 
 def test_integers_and_empty_batches():

@@ -157,3 +157,20 @@ def test_general_robust_loss(alpha):
                 if abs(want) < 1e38:
                     assert abs(float(by_alpha[k]) - want) <= 2e-4 * abs(want) + 1e-6 * terms
     assert np.isfinite(by_alpha).all()
+
+
+@pytest.mark.parametrize("alpha", [2, 1.0, 0, -2.0, -inf])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_members_of_the_general_family(alpha, scale):
+    """A Python number takes a formula of its own; an array of one number the general one."""
+    p, t = jnp.asarray([1e-4, -0.3, 2.5, -11.0, 1e3, 1e8]), jnp.asarray([0.0, 0.1, -1, 1, 0, 0])
+
+    def both(alpha):
+        def total(p, t):
+            return losses.general_robust_loss(p, t, alpha=alpha, scale=scale).sum()
+
+        value = losses.general_robust_loss(p, t, alpha=alpha, scale=scale)
+        return value, jax.grad(total, (0, 1))(p, t)
+
+    ours, general = both(alpha), both(jnp.float32(alpha))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=0), ours, general)

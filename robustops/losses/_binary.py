@@ -5,12 +5,12 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from .._apart import constants
-from .._numerics import cast, clip, held, infinite_with, largest, nan_of, narrow, promote, widen
+from .._numerics import cast, held, infinite_with, largest, nan_of, promote, smallest, widen, within
 from .._spec import total
-from .._zmul import zmul
 from ..ops import safe_log, safe_log1p
-from ..ops._logarithms import log1p
+from ..ops._families import ratio, reciprocal
 from ..ops._logistic import sigmoid_slope
+from ..ops._similarity import difference
 from ._common import floating
 
 
@@ -24,9 +24,11 @@ def _slope(x, z):
     return held(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
 
 
-def both_sigmoids(x):
-    """Return sigmoid(x) and sigmoid(-x), each with all its digits."""
-    return 1 / (1 + jnp.exp(-x)), 1 / (1 + jnp.exp(x))
+def doubt(x, z):
+    """Return 1 - z where x is above 0, z where it is below, and 0 at 0; no select, see `clip`."""
+    s = jnp.sign(x)
+    (nought,) = constants(x, 0)
+    return jnp.maximum(s, nought) - z * s
 
 
 @total(lambda out, x, z: _slope(x, z), lambda out, x, z: -x)
@@ -34,13 +36,11 @@ def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
-    big = largest(x.dtype)
-    one, zero, most, nought, least = constants(x, 1, 0, big, 0, -big)
-    # For a hard label the weight may be 0, and stays so for an infinite logit.
-    y = (one - z) * jnp.minimum(jnp.maximum(x, zero), most)
-    y = y - z * jnp.maximum(jnp.minimum(x, nought), least)
-    y = infinite_with(clip(y, -big, big), x)
-    return cast(log1p(jnp.exp(-abs(x))) + y + nan_of(z), dtype)
+    t, most = doubt(x, z), largest(dtype)
+    (far,) = constants(x, largest(x.dtype))
+    # For a hard label t may be 0, and its product stays so for an infinite logit.
+    y = infinite_with(within(t * jnp.minimum(abs(x), far), most), x)
+    return cast(jnp.log1p(jnp.exp(-abs(x))) + y + (t - t), dtype)  # t - t: see `nan_of`
 
 
 def logits_and_labels(name: str, logits: ArrayLike, labels: ArrayLike) -> list[jax.Array]:
@@ -77,6 +77,53 @@ def sigmoid_binary_cross_entropy(logits: ArrayLike, labels: ArrayLike) -> jax.Ar
     return bce_from_logits(*arrays)
 
 
+def _ends(p):
+    """The smallest normal number, and the spacing of numbers below 1, of the dtype of `p`."""
+    return smallest(p.dtype), float(jnp.finfo(p.dtype).epsneg)
+
+
+def _hit_and_miss(p):
+    """p and 1 - p, each held above its end."""
+    least, gap = _ends(p)
+    z = widen(p)
+    return jnp.where(z < least, least, z), jnp.where(z > 1 - gap, gap, 1 - z)
+
+
+def _curvature(out, p, z):
+    hit, miss = _hit_and_miss(p)
+    return ratio(1 - widen(z), miss, k=2) + ratio(widen(z), hit, k=2)
+
+
+def _by_both(out, p, z):
+    hit, miss = _hit_and_miss(p)
+    return -reciprocal(miss) - reciprocal(hit)
+
+
+@total(_curvature, _by_both)
+def _by_probability(p, z):
+    """(1 - z) / (1 - p) - z / p."""
+    hit, miss = _hit_and_miss(p)
+    slope = (1 - widen(z)) / miss - widen(z) / hit
+    return held(slope, jnp.result_type(p, z))
+
+
+@total(
+    lambda out, p, z: _by_probability(p, z),
+    lambda out, p, z: difference(safe_log1p(-p, extend="linear"), safe_log(p, extend="linear")),
+)
+def _bce(p, z):
+    dtype, (least, gap) = jnp.result_type(p, z), _ends(p)
+    p, z = jnp.broadcast_arrays(widen(p), widen(z))
+    most = largest(p.dtype)
+    a, b, c, d = constants(p, least, least, least, 1 / least)
+    e, f, g, h, one = constants(p, 1 - gap, 1 - gap, 1 - gap, 1 / gap, 1)
+    # The logarithms, and from their ends on the tangents.
+    log_p = jnp.log(jnp.maximum(p, a)) + within((jnp.minimum(p, b) - c) * d, most)
+    log_q = jnp.log1p(-jnp.minimum(p, e)) - within((jnp.maximum(p, f) - g) * h, most)
+    y = within(-z * log_p, most) - within((one - z) * log_q, most)
+    return cast(within(y, largest(dtype)) + nan_of(p) + nan_of(z), dtype)
+
+
 def binary_cross_entropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Array:
     """Binary cross-entropy from probabilities, exact at 0 and 1 where the label agrees.
 
@@ -102,7 +149,4 @@ def binary_cross_entropy(probabilities: ArrayLike, labels: ArrayLike) -> jax.Arr
       TypeError: probabilities that are not real and floating.
     """
     name = "binary_cross_entropy"
-    p, z = promote(name, *floating(name, probabilities=probabilities), labels)
-    log_p = safe_log(p, extend="linear")
-    log_q = safe_log1p(-p, extend="linear")
-    return narrow(-zmul(z, log_p) - zmul(1 - z, log_q), log_p.dtype)
+    return _bce(*promote(name, *floating(name, probabilities=probabilities), labels))

@@ -11,18 +11,21 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from .._apart import constants
 from .._numerics import (
     broadcast_mask,
     cast,
     clip,
+    held,
     infinite_with,
     largest,
+    nan_of,
     narrow,
     normalize_axes,
     promote,
     widen,
 )
-from .._spec import total
+from .._spec import rule_of, total
 from .._zmul import zmul
 from ..ops import softmax
 from ..ops._reduce import keep, sum_of
@@ -58,9 +61,17 @@ def errors_of(
     name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
 ) -> jax.Array:
     """Return predictions - targets, saturated; the shapes must be equal or, if asked, broadcast."""
+    arrays = compared(name, predictions, targets, broadcast=broadcast)
+    return difference(*arrays) if len(arrays) == 2 else arrays[0]
+
+
+def compared(
+    name: str, predictions: ArrayLike, targets: ArrayLike | None, *, broadcast: bool = False
+) -> list[jax.Array]:
+    """Return predictions and, if given, targets, checked as `errors_of` says."""
     (p,) = floating(name, predictions=predictions)
     if targets is None:
-        return p
+        return [p]
     p, t = promote(name, p, targets)
     if p.shape != t.shape and not broadcast:
         raise ValueError(
@@ -68,7 +79,40 @@ def errors_of(
             "broadcast example against example; make them equal, with targets[:, None] or "
             "predictions[:, 0]."
         )
-    return difference(p, t)
+    return [p, t]
+
+
+def error(p, t):
+    """`difference` for values: without a select, see `clip`."""
+    y, (most,) = widen(p) - widen(t), constants(widen(p), largest(p.dtype))
+    end = jnp.maximum(jnp.maximum(abs(widen(p)), abs(widen(t))), most)
+    return cast(jnp.minimum(jnp.maximum(y, -end), end) + nan_of(y), p.dtype)
+
+
+def of_error(fn: Callable) -> Callable:
+    """Make a loss of an error, fn(e, *rest), one of predictions and targets: loss([p, t], *rest).
+
+    Without targets it is `fn`. With them the derivative forms the error again: shared with the
+    value, XLA for CPU would write it to memory.
+    """
+
+    def rule(out, arrays, tangents, **static):
+        (p, t, *rest), (dp, dt, *along) = arrays, tangents
+        e = difference(p, t)
+        de = None if dp is None else jnp.broadcast_to(dp, e.shape)
+        if dt is not None:
+            de = -jnp.broadcast_to(dt, e.shape) if de is None else de - dt
+        return rule_of(fn)(out, [e, *rest], [de, *along], **static)
+
+    @total(jvp=rule)
+    @functools.wraps(fn)
+    def of_two(p, t, *rest, **static):
+        return fn(error(p, t), *rest, **static)
+
+    def loss(arrays, *rest, **static):
+        return (of_two if len(arrays) == 2 else fn)(*arrays, *rest, **static)
+
+    return loss
 
 
 # The gradient of a square stays 2 c e where the square itself saturates: descent must come back.
@@ -76,7 +120,9 @@ def errors_of(
 def square(e, *, c):
     """c e^2, saturated."""
     z = widen(e)
-    return narrow(c * z * z, e.dtype, e)
+    factor, most = constants(z, c, largest(e.dtype))
+    y = z * z if c == 1 else factor * z * z
+    return cast(jnp.minimum(y, jnp.maximum(abs(z), most)) + nan_of(e), e.dtype)
 
 
 @total(lambda out, x, y: y, lambda out, x, y: x)
@@ -185,3 +231,40 @@ def per_example(fn: Callable) -> Callable:
         return jnp.where(jnp.isinf(out), cast(out, x.dtype), narrow(out, x.dtype))
 
     return total(jvp=rule)(value)
+
+
+def summed(quick: Callable) -> Callable[[Callable], Callable]:
+    """Make the sum over `axis` of a total function of two arrays, `terms(x, y)`.
+
+    Precision and slopes are as for `per_example`.
+
+    `quick(x, y)` are the terms without selects, finite on ordinary input. On CPU a sum takes them
+    along in one pass; where that sum is not finite, the terms themselves are added up.
+    """
+
+    def decorate(terms: Callable) -> Callable:
+        def rule(out, arrays, tangents, *, axis):
+            x, y, *mask = arrays
+            value, pull = jax.vjp(terms, widen(x), widen(y))
+            parts = [
+                widen(zmul(held(keep(slope, *mask or [None]), t.dtype), t))
+                for slope, t in zip(pull(jnp.ones_like(value)), tangents[:2], strict=True)
+                if t is not None
+            ]
+            return jnp.sum(sum(parts[1:], parts[0]), axis=axis).astype(out.dtype)
+
+        def value(x, y, mask=None, *, axis):
+            def safe(*arrays):
+                return saturated_sum(terms(*arrays), axis, mask)
+
+            def fast(*arrays):
+                y = jnp.sum(keep(quick(*arrays), mask), axis=axis)
+                return jax.lax.cond(jnp.all(jnp.isfinite(y)), lambda: y, lambda: safe(*arrays))
+
+            out = jax.lax.platform_dependent(widen(x), widen(y), cpu=fast, default=safe)
+            return jnp.where(jnp.isinf(out), cast(out, x.dtype), narrow(out, x.dtype))
+
+        value.__name__ = terms.__name__
+        return total(jvp=rule)(value)
+
+    return decorate

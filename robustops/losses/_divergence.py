@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import narrow, promote
+from .._apart import constants
+from .._numerics import largest, nan_of, narrow, promote, smallest, within
 from .._spec import total
 from ..ops import safe_exp, safe_log
 from ..ops._similarity import difference
-from ._common import Axis, class_axes, floating, per_example, product, saturated_sum
+from ._common import Axis, class_axes, floating, product, summed
 
 
 def _two(name, axis, where, **arrays):
@@ -25,14 +26,22 @@ def _finite(x):
     return narrow(x, x.dtype)
 
 
+def _quick_kl(lp, t):
+    (least,) = constants(t, smallest(t.dtype))
+    y = t * (jnp.log(jnp.maximum(t, least)) - within(lp, largest(lp.dtype)))
+    return y + nan_of(lp)
+
+
+@total(
+    lambda out, lp, t: -t,
+    lambda out, lp, t: difference(safe_log(t), _finite(lp)) + (t >= smallest(t.dtype)),
+)
 def _kl_terms(lp, t):
     """t (log t - lp), 0 for t = 0."""
     return product(t, difference(safe_log(t), _finite(lp)))
 
 
-@per_example
-def _kl(lp, t, mask=None, *, axis):
-    return saturated_sum(_kl_terms(lp, t), axis, mask)
+_kl = summed(_quick_kl)(_kl_terms)
 
 
 def kl_divergence(
@@ -78,9 +87,15 @@ def _kl_terms_of_logs(lp, lt):
     return product(safe_exp(lt), difference(lt, lp))
 
 
-@per_example
-def _kl_of_logs(lp, lt, mask=None, *, axis):
-    return saturated_sum(_kl_terms_of_logs(_finite(lp), _finite(lt)), axis, mask)
+def _quick_kl_of_logs(lp, lt):
+    return jnp.exp(lt) * (within(lt, largest(lt.dtype)) - within(lp, largest(lp.dtype))) + nan_of(
+        lp
+    )
+
+
+@summed(_quick_kl_of_logs)
+def _kl_of_logs(lp, lt):
+    return _kl_terms_of_logs(_finite(lp), _finite(lt))
 
 
 def kl_divergence_with_log_targets(
@@ -116,10 +131,9 @@ def kl_divergence_with_log_targets(
     return _kl_of_logs(*arrays, axis=axes)
 
 
-@per_example
-def _generalized_kl(lp, t, mask=None, *, axis):
-    terms = difference(_kl_terms(lp, t), difference(t, safe_exp(lp)))
-    return saturated_sum(terms, axis, mask)
+@summed(lambda lp, t: _quick_kl(lp, t) + (jnp.exp(lp) - t))
+def _generalized_kl(lp, t):
+    return difference(_kl_terms(lp, t), difference(t, safe_exp(lp)))
 
 
 def generalized_kl_divergence(

@@ -9,13 +9,14 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._numerics import held, largest, narrow, promote, widen
+from .._apart import constants
+from .._numerics import cast, held, infinite_with, largest, promote, widen, within
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
 from ..ops._reduce import keep
 from ..ops._similarity import difference
-from ._binary import bce_from_logits, both_sigmoids, logits_and_labels
+from ._binary import bce_from_logits, doubt, logits_and_labels
 from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
 
@@ -55,14 +56,20 @@ def _power(q, gamma, halves):
     return whole * safe_sqrt(q) if halves % 2 else whole
 
 
+def _between(z):
+    """z within [0, 1], with slope 1 at the ends too."""
+    z = widen(z)
+    return jnp.where(z < 0, 0, jnp.where(z > 1, 1, z))
+
+
 def _miss(x, z):
     """(1 - z) sigmoid(x) + z sigmoid(-x): one of the two for a hard label, with all its digits."""
-    # Labels outside [0, 1] could make it negative, and that has no power.
-    return jnp.maximum((1 - z) * sigmoid(x) + z * sigmoid(-x), 0)
+    return (1 - z) * sigmoid(x) + z * sigmoid(-x)
 
 
 def _by_logit(out, x, z, *options, halves):
-    x, z, gamma, yes, no = map(widen, (x, z, *options))
+    z = _between(z)
+    x, gamma, yes, no = map(widen, (x, *options))
     p, q, miss = sigmoid(x), sigmoid(-x), _miss(x, z)
     # d log(miss) / dx. Where the miss underflows this is 0, and so is the weight.
     bend = (1 - 2 * z) * safe_div(p * q, miss)
@@ -70,7 +77,7 @@ def _by_logit(out, x, z, *options, halves):
     return product((yes * z + no * (1 - z)) * _power(miss, gamma, halves), slope)
 
 
-def _rule_logit_slope(out, arrays, tangents, *, halves):
+def _rule_logit_slope(out, arrays, tangents, *, halves, weighted):
     given = [k for k, t in enumerate(tangents) if t is not None]
 
     def of_given(*some):
@@ -82,25 +89,34 @@ def _rule_logit_slope(out, arrays, tangents, *, halves):
     return jax.jvp(of_given, [arrays[k] for k in given], [tangents[k] for k in given])[1]
 
 
+def _near_log1p(q):
+    """-log(1 - q) for 0 <= q <= 1/2, in a quarter of the time of log1p in a loop on CPU."""
+    u = q / (2 - q)
+    v, p = u * u, 0
+    for k in range(17 if u.dtype == jnp.float64 else 7, 0, -1):
+        p = v * (2 / (2 * k + 1) + p)
+    return u * (2 + p)
+
+
 @total(jvp=_rule_logit_slope)
-def _logit_slope(x, z, *options, halves):
+def _logit_slope(x, z, *options, halves, weighted):
     """`_by_logit` from one exponential; its derivatives are those of the total functions there."""
-    if not halves:
+    if halves is None:
         return held(_by_logit(None, x, z, *options, halves=halves), x.dtype)
-    u, v, _, yes, no = map(widen, (x, z, *options))
-    top = largest(u.dtype)
-    p, q = both_sigmoids(u)
-    miss = (1 - v) * p + v * q
-    miss = jnp.where(miss < 0, 0, miss)
-    ce = bce_from_logits(jnp.where(u > top, top, jnp.where(u < -top, -top, u)), v)
-    bend = halves / 2 * held((1 - 2 * v) * (p * q) * ce, u.dtype)
-    straight = held(((1 - v) * p - v * q) * miss, u.dtype)
-    if halves == 1:
-        root = jnp.sqrt(jnp.where(miss > 0, miss, 1))
-        slope = jnp.where(miss > 0, (straight + bend) / root, 0)
-    else:
-        slope = zmul(_root_power(miss, halves - 2), held(straight + bend, u.dtype))
-    return held(zmul(yes * v + no * (1 - v), held(slope, u.dtype)), x.dtype)
+    u, _, yes, no = map(widen, (x, *options))
+    v = _between(z)
+    size = jnp.minimum(abs(u), 1e4)  # q is 0 from there on
+    q = 1 / (1 + jnp.exp(size))
+    t = jnp.where(u < 0, v, 1 - v)
+    miss = q + t * (1 - 2 * q)
+    slope = t - q
+    if halves:
+        bend = (2 * t - 1) * (q / jnp.where(miss > 0, miss, 1)) * (1 - q)
+        slope = slope + halves / 2 * bend * (_near_log1p(q) + t * size)
+        slope = _root_power(miss, halves) * slope
+    if weighted:
+        slope = (yes * v + no * (1 - v)) * slope
+    return held(jnp.where(u < 0, -slope, slope), x.dtype)
 
 
 def _root_power(q, halves):
@@ -109,48 +125,57 @@ def _root_power(q, halves):
     return whole * jnp.sqrt(q) if halves % 2 else whole
 
 
-def _by_label(out, x, z, *options, halves):
+def _by_label(out, x, z, *options, halves, weighted):
     x, z, gamma, yes, no = map(widen, (x, z, *options))
+    outside, z = (z < 0) | (z > 1), _between(z)
     # Beyond, two terms of the second derivative would overflow to inf - inf.
     x = jnp.clip(x, -largest(x.dtype) / 64, largest(x.dtype) / 64)
     ce, miss = bce_from_logits(x, z), _miss(x, z)
     bend = safe_div(gamma * product(ce, -jnp.tanh(x / 2)), miss)
     slope = (yes * z + no * (1 - z)) * difference(bend, x)
-    return product(_power(miss, gamma, halves), difference(slope, product(no - yes, ce)))
+    slope = product(_power(miss, gamma, halves), difference(slope, product(no - yes, ce)))
+    return jnp.where(outside, 0, slope)
 
 
-def _by_gamma(out, x, z, *options, halves):
-    return product(widen(out), safe_log(_miss(widen(x), widen(z))))
+def _by_gamma(out, x, z, *options, halves, weighted):
+    return product(widen(out), safe_log(_miss(widen(x), _between(z))))
 
 
 def _bent(x, z, gamma, halves):
     return product(_power(_miss(x, z), gamma, halves), bce_from_logits(x, z))
 
 
-def _by_yes(out, x, z, gamma, *weights, halves):
-    return product(widen(z), _bent(widen(x), widen(z), gamma, halves))
+def _by_yes(out, x, z, gamma, *weights, halves, weighted):
+    z = _between(z)
+    return product(z, _bent(widen(x), z, gamma, halves))
 
 
-def _by_no(out, x, z, gamma, *weights, halves):
-    return product(1 - widen(z), _bent(widen(x), widen(z), gamma, halves))
+def _by_no(out, x, z, gamma, *weights, halves, weighted):
+    z = _between(z)
+    return product(1 - z, _bent(widen(x), z, gamma, halves))
 
 
 @total(
-    lambda out, *arrays, halves: _logit_slope(*arrays, halves=halves),
+    lambda out, *arrays, **static: _logit_slope(*arrays, **static),
     _by_label,
     _by_gamma,
     _by_yes,
     _by_no,
 )
-def _sigmoid_focal(x, z, gamma, yes, no, *, halves):
-    """(yes z + no (1 - z)) miss^gamma times the cross-entropy."""
-    u, v, w = widen(x), widen(z), widen(yes)
-    p, q = both_sigmoids(u)
-    miss = (1 - v) * p + v * q
-    miss = jnp.where(miss < 0, 0, miss)
+def _sigmoid_focal(x, z, gamma, yes, no, *, halves, weighted):
+    """(yes z + no (1 - z)) miss^gamma times the cross-entropy; `weighted` if yes or no is not 1."""
+    u = widen(x)
+    *ones, zero, nought, far = constants(u, 1, 1, 1, 1, 1, 0, 0, largest(u.dtype))
+    given, m = doubt(u, widen(z)), jnp.exp(-abs(u))
+    t = jnp.minimum(jnp.maximum(given, zero), ones[0])
+    miss = (t + (ones[1] - t) * m) / (ones[2] + m)
     power = _powered(miss, widen(gamma)) if halves is None else _root_power(miss, halves)
-    y = power * bce_from_logits(u, v)
-    return narrow((w * v + widen(no) * (1 - v)) * y, x.dtype, x)
+    y = power * (jnp.log1p(m) + t * jnp.minimum(abs(u), far))
+    if weighted:
+        v = jnp.minimum(jnp.maximum(widen(z), nought), ones[3])
+        y = (widen(yes) * v + widen(no) * (ones[4] - v)) * y
+    y = infinite_with(within(y, largest(x.dtype)), u)
+    return cast(y + (given - given), x.dtype)  # for NaN: see `nan_of`
 
 
 def sigmoid_focal_loss(
@@ -167,7 +192,7 @@ def sigmoid_focal_loss(
     a small multiple of 1/2 is cheapest.
 
     Edges: as `sigmoid_binary_cross_entropy`, which it is for gamma = 0. Labels outside [0, 1] have
-    no meaning here; 1 - p_t is then held at 0.
+    no meaning here, and count as 0 or 1.
 
     Args:
       logits: unnormalised log-odds, of any shape.
@@ -189,7 +214,7 @@ def sigmoid_focal_loss(
     power, halves = _exponent(name, gamma)
     yes, no = (1, 1) if alpha is None else (alpha, 1 - jnp.asarray(alpha))
     arrays = promote(name, x, z, power, yes, no)
-    return _sigmoid_focal(*arrays, halves=halves)
+    return _sigmoid_focal(*arrays, halves=halves, weighted=alpha is not None)
 
 
 def _losses(x, mask, axis):

@@ -1,26 +1,49 @@
 """Negative log-likelihoods of counts and of normal variables, and the Gaussian KL of a VAE."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, narrow, promote, smallest, widen
+from .._apart import constants
+from .._numerics import (
+    cast,
+    held,
+    infinite_with,
+    largest,
+    nan_of,
+    narrow,
+    promote,
+    smallest,
+    widen,
+    within,
+)
 from .._spec import total
 from ..ops import safe_div, safe_exp
 from ..ops._families import ratio
 from ..ops._similarity import difference
-from ._common import Axis, class_axes, floating, per_example, product, saturated_sum, square
+from ._common import Axis, class_axes, error, floating, product, square, summed
 
 
-# The slope stays where the value saturates: a rate that has overflowed must come down again.
+@total(lambda out, r, t: safe_exp(r), lambda out, r, t: -jnp.ones_like(out))
+def _poisson_slope(r, t):
+    """exp(r) - t; it stays where the value saturates: a rate that has overflowed must come down."""
+    return held(jnp.exp(widen(r)) - widen(t), jnp.result_type(r, t), r, t)
+
+
 @total(
-    lambda out, r, t: difference(safe_exp(r), jnp.broadcast_to(t, out.shape)),
+    lambda out, r, t: _poisson_slope(r, t),
     lambda out, r, t: -jnp.broadcast_to(r, out.shape),
 )
 def _poisson(r, t):
     dtype = jnp.result_type(r, t)
-    y = difference(safe_exp(widen(r)), product(widen(t), widen(r)))
-    return jnp.where(jnp.isinf(r), cast(y, dtype), narrow(y, dtype))
+    r, t = jnp.broadcast_arrays(widen(r), widen(t))
+    most = largest(dtype)
+    # For a count of 0 the product is 0 where the rate is infinite.
+    slant = within(t * within(r, largest(r.dtype)), most)
+    y = infinite_with(within(within(jnp.exp(r), most) - slant, most), r)
+    return cast(y + nan_of(r) + nan_of(t), dtype)
 
 
 def poisson_nll(log_rate: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -67,14 +90,28 @@ def _by_variance(e, v):
 
 
 @total(
-    lambda out, e, v: safe_div(widen(e), _above_zero(v)),
-    lambda out, e, v: _by_variance(e, v),
+    lambda out, e, v: ratio(jnp.ones_like(widen(e)), _above_zero(v)),
+    lambda out, e, v: ratio(widen(e), _above_zero(v), c=-1.0, k=2),
 )
-def _gaussian(e, v):
-    dtype = jnp.result_type(e, v)
-    floored = _above_zero(v)
-    y = product(widen(e), safe_div(widen(e), floored)) / 2 + jnp.log(floored) / 2
-    return jnp.where(jnp.isinf(e), jnp.asarray(jnp.inf, dtype), narrow(y, dtype))
+def _over(e, v):
+    """e / v, saturated."""
+    most = largest(e.dtype)
+    return cast(jnp.clip(widen(e) / _above_zero(v), -most, most), e.dtype)
+
+
+@total(
+    lambda out, m, t, v: _over(difference(m, t), v),
+    lambda out, m, t, v: -_over(difference(m, t), v),
+    lambda out, m, t, v: _by_variance(difference(m, t), v),
+)
+def _gaussian(m, t, v):
+    e, v = widen(error(m, t)), widen(v)
+    least, tiny, half, far = constants(v, *[smallest(v.dtype)] * 2, 0.5, largest(v.dtype))
+    most, factor = constants(v, largest(m.dtype), 0.5)
+    # By e / v, which overflows only where e^2 / v does; inf / inf would be NaN.
+    y = e / jnp.minimum(jnp.maximum(v, least), far) * (half * e)
+    y = jnp.minimum(y, jnp.maximum(abs(e), most)) + factor * jnp.log(jnp.maximum(v, tiny))
+    return cast(y + nan_of(e) + nan_of(v), m.dtype)
 
 
 def gaussian_nll(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike) -> jax.Array:
@@ -105,7 +142,7 @@ def gaussian_nll(mean: ArrayLike, targets: ArrayLike, variance: ArrayLike) -> ja
     name = "gaussian_nll"
     mean, variance = floating(name, mean=mean, variance=variance)
     mean, targets, variance = promote(name, mean, targets, variance)
-    return _gaussian(*jnp.broadcast_arrays(difference(mean, targets), variance))
+    return _gaussian(*jnp.broadcast_arrays(mean, targets, variance))
 
 
 def _half_exp(z):
@@ -125,18 +162,31 @@ def _half_exp_beyond_line(x):
     """(exp(x) - 1 - x) / 2; by its series near 0, where the difference loses all digits."""
     z = widen(x)
     near = abs(z) < 1
-    h = jnp.where(near, z, 0)
-    series = jnp.ones_like(h)
-    for k in range(20 if h.dtype == jnp.float64 else 12, 2, -1):
-        series = 1 + h / k * series
     far = jnp.where(z > 80, _half_exp(z), (jnp.expm1(z) - z) / 2)
-    return narrow(jnp.where(near, h * h / 4 * series, far), x.dtype)
+    return narrow(jnp.where(near, _series(jnp.where(near, z, 0)), far), x.dtype)
 
 
-@per_example
-def _gaussian_kl(m, l, mask=None, *, axis):
-    terms = difference(square(m, c=0.5), -_half_exp_beyond_line(l))
-    return saturated_sum(terms, axis, mask)
+def _series(h):
+    """(exp(h) - 1 - h) / 2 for |h| <= 1."""
+    terms = 19 if h.dtype == jnp.float64 else 9
+    y, *rest = constants(h, *(2 / math.factorial(k) for k in range(terms + 1, 1, -1)))
+    for c in rest:
+        y = c + h * y
+    (quarter,) = constants(h, 0.25)
+    return h * (quarter * h) * y
+
+
+def _quick_gaussian_kl(m, l):
+    half, other, cosh, sinh = constants(m, 0.5, 0.5, math.cosh(1), math.sinh(1))
+    h = within(l, 1)
+    g = l - h  # where it is not 0, h is 1 or -1
+    far = other * ((cosh + h * sinh) * jnp.expm1(g) - g)
+    return half * m * m + (_series(h) + far)
+
+
+@summed(_quick_gaussian_kl)
+def _gaussian_kl(m, l):
+    return difference(square(m, c=0.5), -_half_exp_beyond_line(l))
 
 
 def gaussian_kl(

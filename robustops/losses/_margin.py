@@ -6,12 +6,39 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .._numerics import cast, narrow, promote, widen
+from .._apart import constants
+from .._numerics import (
+    cast,
+    infinite_with,
+    largest,
+    nan_of,
+    narrow,
+    promote,
+    widen,
+    within,
+)
 from .._spec import total
 from .._zmul import zmul
 from ..ops._reduce import sum_of
 from ..ops._similarity import difference
-from ._common import class_indices, product
+from ._common import class_indices
+
+
+def _slope_below(out, f, y, *, margin):
+    short = margin - widen(f) * widen(y)
+    return jnp.where(short < 0, 0, jnp.where(short == 0, -y / 2, -y))
+
+
+@total(_slope_below, lambda out, f, y, *, margin: _slope_below(out, y, f, margin=margin))
+def _below(f, y, *, margin):
+    """max(margin - y f, 0), saturated."""
+    dtype = jnp.result_type(f, y)
+    f, y = jnp.broadcast_arrays(widen(f), widen(y))
+    nought, most, start = constants(f, 0, largest(dtype), margin)
+    # Both held: a score of 0 agrees with no target, an infinite one either.
+    short = start - within(f, largest(f.dtype)) * within(y, largest(f.dtype))
+    short = infinite_with(jnp.minimum(jnp.maximum(short, nought), most), f)
+    return cast(short + nan_of(f) + nan_of(y), dtype)
 
 
 def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -34,8 +61,7 @@ def hinge_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
 
     Reference: same signature as `optax.losses.hinge_loss`.
     """
-    agreement = product(*promote("hinge_loss", predictor_outputs, targets))
-    return jnp.maximum(difference(jnp.ones_like(agreement), agreement), 0)
+    return _below(*promote("hinge_loss", predictor_outputs, targets), margin=1)
 
 
 def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -65,13 +91,24 @@ def perceptron_loss(predictor_outputs: ArrayLike, targets: ArrayLike) -> jax.Arr
             f"{name}: predictor_outputs have shape {f.shape} and targets {y.shape}; make them "
             "equal, with targets[:, None] or predictor_outputs[:, 0]."
         )
-    return jnp.maximum(-product(f, y), 0)
+    return _below(f, y, margin=0)
 
 
-@total(lambda out, x: jnp.clip(x, -1, 1) / 2 + 0.5)
-def _sparse_plus(x):
-    c = jnp.clip(widen(x), -1, 1) + 1
-    return cast(c * c / 4 + jnp.maximum(widen(x) - 1, 0), x.dtype)
+def _slope_sparse(out, x, z):
+    s = jnp.where(z != 0, -x, x)
+    slope = jnp.clip(s, -1, 1) / 2 + 0.5
+    return jnp.where(z != 0, -slope, slope)
+
+
+@total(_slope_sparse, lambda out, x, z: jnp.zeros_like(out))
+def _sparse_plus(x, z):
+    """`sparsemax_loss` of a label that is 0 or not."""
+    dtype = x.dtype
+    x, z = jnp.broadcast_arrays(widen(x), widen(z))
+    *ones, two, far, nought, quarter = constants(x, 1, 1, 1, 1, 2, largest(x.dtype), 0, 0.25)
+    s = x * (ones[0] - two * jnp.minimum(abs(z) * far, ones[1]))
+    c = within(s, 1) + ones[2]
+    return cast(quarter * c * c + jnp.maximum(s - ones[3], nought) + nan_of(x), dtype)
 
 
 def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
@@ -99,7 +136,8 @@ def sparsemax_loss(logits: ArrayLike, labels: ArrayLike) -> jax.Array:
     name = "sparsemax_loss"
     (x,) = promote(name, logits)
     promote(name, logits, labels)  # the shapes
-    return _sparse_plus(jnp.where(jnp.asarray(labels) != 0, -x, x))
+    labels = jnp.asarray(labels)
+    return _sparse_plus(x, labels if labels.dtype == x.dtype else cast(labels != 0, x.dtype))
 
 
 def _labelled(name: str, scores: ArrayLike, labels: ArrayLike):

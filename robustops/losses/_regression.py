@@ -6,11 +6,13 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from .. import ops
+from .._apart import constants
 from .._numerics import (
     broadcast_mask,
     cast,
     held,
+    largest,
+    nan_of,
     narrow,
     normalize_axes,
     power_of_two,
@@ -21,9 +23,12 @@ from .._numerics import (
 from .._spec import total
 from .._zmul import zmul
 from ..ops._families import ratio
+from ..ops._logexp import _log_cosh as log_cosh_of
 from ..ops._reduce import count_of, keep, pair, sum_of
-from ._common import Axis, errors_of, positive, square
+from ._common import Axis, compared, errors_of, of_error, positive, square
 from ._robust import log1p_square
+
+_square, _log_cosh, _log1p_square = map(of_error, (square, log_cosh_of, log1p_square))
 
 
 def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -47,7 +52,7 @@ def squared_error(predictions: ArrayLike, targets: ArrayLike | None = None) -> j
 
     Reference: same signature as `optax.losses.squared_error`.
     """
-    return square(errors_of("squared_error", predictions, targets), c=1.0)
+    return _square(compared("squared_error", predictions, targets), c=1.0)
 
 
 def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -71,7 +76,7 @@ def l2_loss(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Arr
 
     Reference: same signature as `optax.losses.l2_loss`.
     """
-    return square(errors_of("l2_loss", predictions, targets), c=0.5)
+    return _square(compared("l2_loss", predictions, targets), c=0.5)
 
 
 def _rule_mean_square(out, arrays, tangents, *, axis):
@@ -129,15 +134,18 @@ def mean_squared_error(
     return _mean_square(*arrays, axis=normalize_axes(name, axis, e.ndim))
 
 
+@of_error
 @total(
     lambda out, e, delta: jnp.clip(e, -delta, delta),
     lambda out, e, delta: jnp.where(saturated(out), 0, jnp.maximum(abs(e) - delta, 0)),
 )
 def _huber(e, delta):
     dtype = jnp.result_type(e, delta)
-    size, d = abs(widen(e)), widen(delta)
-    inner = jnp.minimum(size, d)
-    return narrow(inner * (size - 0.5 * inner), dtype, e)
+    size = abs(widen(e))
+    half, most = constants(size, 0.5, largest(dtype))
+    inner = jnp.minimum(size, widen(delta))
+    y = jnp.minimum(inner * (size - half * inner), jnp.maximum(size, most))
+    return cast(y + nan_of(size), dtype)
 
 
 def huber_loss(
@@ -164,8 +172,9 @@ def huber_loss(
 
     Reference: Huber 1964, doi:10.1214/aoms/1177703732; signature of `optax.losses.huber_loss`.
     """
-    e = errors_of("huber_loss", predictions, targets, broadcast=True)
-    return _huber(*promote("huber_loss", e, positive("huber_loss", "delta", delta)))
+    arrays = compared("huber_loss", predictions, targets, broadcast=True)
+    *arrays, delta = promote("huber_loss", *arrays, positive("huber_loss", "delta", delta))
+    return _huber(arrays, delta)
 
 
 def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Array:
@@ -188,13 +197,12 @@ def log_cosh(predictions: ArrayLike, targets: ArrayLike | None = None) -> jax.Ar
 
     Reference: same signature as `optax.losses.log_cosh`.
     """
-    return ops.log_cosh(errors_of("log_cosh", predictions, targets, broadcast=True))
+    return _log_cosh(compared("log_cosh", predictions, targets, broadcast=True))
 
 
-def _near_log1p(x):
-    """1 + x, at least its smallest positive distance from 0, and whether x is above -1."""
-    z = widen(x)
-    return jnp.maximum(1 + z, float(jnp.finfo(z.dtype).epsneg)), z > -1
+def _boundary(dtype):
+    """The smallest number above -1."""
+    return float(jnp.finfo(dtype).epsneg) - 1
 
 
 def _slope_log1p(x):
@@ -203,34 +211,38 @@ def _slope_log1p(x):
 
 def _over_near(y, x):
     """y / (1 + x), 0 for x <= -1; in one division, as 1 / (1 + x) is subnormal from 8e37 on."""
-    floor, inside = _near_log1p(x)
-    return jnp.where(inside, ratio(y, floor), 0)
+    z = widen(x)
+    inside = z > -1
+    return jnp.where(inside, ratio(y, 1 + jnp.where(inside, z, 0)), 0)
 
 
 @total(
-    lambda out, p, t: _slope_log1p(p),
-    lambda out, p, t: -_slope_log1p(t),
+    lambda out, p, t: _over_near(2 * _slope_log1p(p) - out, p),
+    lambda out, p, t: _over_near(-2 * _slope_log1p(t), p),
 )
-def _log_ratio(p, t):
-    """log((1 + p) / (1 + t)), from p - t unless the quotient could overflow."""
-    (a, _), (b, _) = _near_log1p(p), _near_log1p(t)
-    inside = jnp.minimum(widen(p), widen(t)) > -1
-    gap = jnp.where(inside, widen(p) - widen(t), a - b)
-    r = gap / jnp.minimum(a, b)
-    near = abs(r) < 1e30
-    small = jnp.log1p(abs(jnp.where(near, r, 0)))
-    far = ops.safe_log1p(widen(p)) - ops.safe_log1p(widen(t))
-    return cast(jnp.where(near, jnp.where(r < 0, -small, small), far), p.dtype)
+def _slope_squared_log(p, t):
+    """2 log((1 + p) / (1 + t)) / (1 + p), 0 for p <= -1."""
+    a, b = (jnp.maximum(x, _boundary(x.dtype)) for x in (p, t))
+    gap, size = abs(a - b), 1 + jnp.minimum(a, b)
+    large = gap * 2.0**-100 > size  # there the quotient could overflow
+    y = jnp.log1p(jnp.where(large, gap * 2.0**-64, gap) / size)
+    y = jnp.where(a < b, -2, 2) * (y + jnp.where(large, 64 * math.log(2), 0))
+    return jnp.where(p <= -1, 0, y / (1 + a))
 
 
 # In float16 the product of the two slopes would overflow if each were rounded.
 @total(
-    lambda out, p, t: _over_near(2 * _log_ratio(widen(p), widen(t)), widen(p)),
-    lambda out, p, t: _over_near(-2 * _log_ratio(widen(p), widen(t)), widen(t)),
+    lambda out, p, t: _slope_squared_log(widen(p), widen(t)),
+    lambda out, p, t: _slope_squared_log(widen(t), widen(p)),
 )
 def _squared_log_ratio(p, t):
-    y = square(_log_ratio(widen(p), widen(t)), c=1.0)
-    return jnp.where(jnp.isinf(y), cast(y, p.dtype), narrow(y, p.dtype))
+    a, b = widen(p), widen(t)
+    end, other = constants(a, *[_boundary(a.dtype)] * 2)
+    a, b = jnp.maximum(a, end), jnp.maximum(b, other)
+    one, unit, far, small = constants(a, 1, 1, 2.0**100, 2.0**-100)
+    gap, size = abs(a - b), one + jnp.minimum(a, b)
+    y = jnp.log1p(jnp.minimum(gap / size, far)) + jnp.log(jnp.maximum(gap * small / size, unit))
+    return cast(y * y + nan_of(p) + nan_of(t), p.dtype)
 
 
 def squared_log_error(predictions: ArrayLike, targets: ArrayLike) -> jax.Array:
@@ -278,4 +290,4 @@ def log1p_squared_error(predictions: ArrayLike, targets: ArrayLike | None = None
       ValueError: the shapes differ; they are not broadcast.
       TypeError: predictions that are not real and floating.
     """
-    return log1p_square(errors_of("log1p_squared_error", predictions, targets))
+    return _log1p_square(compared("log1p_squared_error", predictions, targets))

@@ -4,6 +4,7 @@ Each is a function of r = (predictions - targets) / scale. Those with a bounded 
 less from an error the larger it is; the docstrings say which can stop learning.
 """
 
+import functools
 import math
 
 import jax
@@ -11,10 +12,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
-from .._numerics import cast, promote, widen
+from .._apart import constants
+from .._numerics import cast, nan_of, promote, widen
 from .._spec import total
 from ..ops import safe_div
-from ._common import errors_of, positive
+from ._common import compared, errors_of, of_error, positive, square
+
+FAR = 2.0**60
+"""From here on 1 + x^2 is x^2 to any dtype; the square does not overflow."""
+ROOT = math.sqrt(0.5)
 
 
 def ratios(
@@ -22,6 +28,18 @@ def ratios(
 ) -> jax.Array:
     e = errors_of(name, predictions, targets)
     return safe_div(*promote(name, e, positive(name, "scale", scale)))
+
+
+def _of_ratio(fn):
+    """Make a loss of (predictions - targets) / scale of one of the ratio."""
+    plain = of_error(fn)
+
+    def loss(name, predictions, targets, scale, **static):
+        if isinstance(scale, float) and scale == 1:
+            return plain(compared(name, predictions, targets), **static)
+        return fn(ratios(name, predictions, targets, scale), **static)
+
+    return loss
 
 
 def _rational_slope(out, r, *, i, k):
@@ -33,37 +51,57 @@ def _rational_slope(out, r, *, i, k):
 
 @total(_rational_slope)
 def rational(r, *, i, k):
-    """r^i / (1 + r^2)^(k / 2) for i <= k, by r or by 1 / r, whichever is not above 1."""
+    """r^i / (1 + r^2)^(k / 2) for i <= k / 2 and i = k = 1."""
     z = widen(r)
-    large = abs(z) > 1
-    v = 1 / jnp.where(large, z, 1)
-    u = jnp.where(large, 0, z)
+    if i == k:
+        u = jnp.clip(z, -FAR, FAR)
+        return cast(u / jnp.sqrt(1 + u * u), r.dtype)
+    # Where r^2 overflows the last factor is 0, or not there; r / (1 + r^2) is not yet 0.
+    h = 1 / (1 + z * z)
+    y = lax.integer_pow(h, k // 2 - i)
+    y = y * jnp.sqrt(h) if k % 2 else y
+    return cast(lax.integer_pow(1 / (z + 1 / z), i) * y, r.dtype)
 
-    def length(x):
-        return (1 + x * x) ** (k // 2) if k % 2 == 0 else jnp.sqrt(1 + x * x) ** k
 
-    far = abs(v) ** (k - i) / length(v) * jnp.sign(z) ** i
-    return cast(jnp.where(large, far, u**i / length(u)), r.dtype)
+def _log1p_square(r, factor):
+    z = widen(r)
+    one, far, small = constants(z, 1, FAR, 1 / FAR)
+    near = jnp.minimum(abs(z), far)
+    square = near * near if factor == 1 else constants(z, factor)[0] * near * near
+    beyond = jnp.log(jnp.maximum(abs(z) * small, one))
+    return cast(jnp.log1p(square) + (beyond + beyond) + nan_of(z), r.dtype)
 
 
 @total(lambda out, r: 2 * rational(r, i=1, k=2))
 def log1p_square(r):
     """log(1 + r^2), which does not overflow where r^2 does."""
-    size = abs(widen(r))
-    large = jnp.maximum(size, 1)
-    v = jnp.minimum(size, 1) / large
-    v = jnp.where(size > 1, 1 / large, v)
-    return cast(2 * jnp.log(large) + jnp.log1p(v * v), r.dtype)
+    return _log1p_square(r, 1)
 
 
+@_of_ratio
+@total(lambda out, r: 2 * ROOT * rational(ROOT * r, i=1, k=2))
+def _log1p_half_square(r):
+    """log(1 + r^2 / 2)."""
+    return _log1p_square(r, 0.5)
+
+
+@_of_ratio
 @total(lambda out, r: rational(r, i=1, k=1))
 def _root(r):
     """sqrt(1 + r^2) - 1 = r^2 / (1 + sqrt(1 + r^2))."""
     size = abs(widen(r))
-    v = 1 / jnp.maximum(size, 1)
-    u = jnp.minimum(size, 1)
-    near = u * u / (1 + jnp.sqrt(1 + u * u))
-    return cast(jnp.where(size > 1, size / (v + jnp.sqrt(1 + v * v)), near), r.dtype)
+    one, two, far = constants(size, 1, 1, FAR)
+    u = jnp.minimum(size, far)
+    return cast(size * (u / (one + jnp.sqrt(two + u * u))), r.dtype)
+
+
+@_of_ratio
+@total(lambda out, r: 2 * rational(r, i=1, k=4))
+def _share(r):
+    """r^2 / (1 + r^2), by 1 / r^2."""
+    z = widen(r)
+    one, two, three = constants(z, 1, 1, 1)
+    return cast(one / (two + three / (z * z)), r.dtype)
 
 
 def charbonnier(
@@ -91,7 +129,7 @@ def charbonnier(
     Reference: Charbonnier et al. 1994, doi:10.1109/ICIP.1994.413553; `general_robust_loss` with
     alpha = 1.
     """
-    return _root(ratios("charbonnier", predictions, targets, scale))
+    return _root("charbonnier", predictions, targets, scale)
 
 
 def cauchy(
@@ -120,7 +158,7 @@ def cauchy(
     Reference: Black and Anandan 1996, doi:10.1006/cviu.1996.0006; `general_robust_loss` with
     alpha = 0.
     """
-    return log1p_square(ratios("cauchy", predictions, targets, scale) * math.sqrt(0.5))
+    return _log1p_half_square("cauchy", predictions, targets, scale)
 
 
 def geman_mcclure(
@@ -150,7 +188,7 @@ def geman_mcclure(
     Reference: Geman and McClure 1987; `general_robust_loss` with alpha = -2 and twice the error,
     over 2.
     """
-    return rational(ratios("geman_mcclure", predictions, targets, scale), i=2, k=2)
+    return _share("geman_mcclure", predictions, targets, scale)
 
 
 def _times_gaussian(factor, r):
@@ -161,7 +199,8 @@ def _times_gaussian(factor, r):
     high = lax.reduce_precision(z, info.nexp, (info.nmant - 1) // 2)
     root = jnp.exp(-high * high / 4)  # its square may underflow where the product does not
     g = factor(z) * root * root
-    return cast(g + g * jnp.expm1((high - z) * (high + z) / 2), r.dtype)
+    d = (high - z) * (high + z) / 2  # below 0.05 where g is not 0: four terms of expm1
+    return cast(g + g * (d * (1 + d / 2 * (1 + d / 3 * (1 + d / 4)))), r.dtype)
 
 
 @total(lambda out, r: _times_gaussian(lambda z: (1 - z) * (1 + z), r))
@@ -169,10 +208,12 @@ def _welsch_slope(r):
     return _times_gaussian(lambda z: z, r)
 
 
+@_of_ratio
 @total(lambda out, r: _welsch_slope(r))
 def _welsch(r):
-    z = jnp.clip(widen(r), -40, 40)
-    return cast(-jnp.expm1(-z * z / 2), r.dtype)
+    z = widen(r)
+    (factor,) = constants(z, -0.5)
+    return cast(-jnp.expm1(factor * (z * z)), r.dtype)
 
 
 def welsch(
@@ -200,4 +241,23 @@ def welsch(
 
     Reference: Leclerc 1989, doi:10.1007/BF00054839; `general_robust_loss` with alpha = -inf.
     """
-    return _welsch(ratios("welsch", predictions, targets, scale))
+    return _welsch("welsch", predictions, targets, scale)
+
+
+@_of_ratio
+@total(lambda out, r: 2 * rational(0.5 * r, i=1, k=4))
+def _twice_share(r):
+    """2 r^2 / (4 + r^2)."""
+    z = widen(r)
+    two, one, four = constants(z, 2, 1, 4)
+    return cast(two / (one + four / (z * z)), r.dtype)
+
+
+MEMBERS = {
+    2.0: functools.partial(_of_ratio(square), c=0.5),
+    1.0: _root,
+    0.0: _log1p_half_square,
+    -2.0: _twice_share,
+    -math.inf: _welsch,
+}
+"""Losses of the general family, by alpha."""

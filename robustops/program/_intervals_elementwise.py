@@ -43,7 +43,7 @@ BASIC = frozenset(
 MONOTONE = frozenset("add add_any convert_element_type mul sub zmul".split())
 IDENTITIES = frozenset(
     """
-    apart copy device_put name optimization_barrier pcast pvary sharding_constraint stop_gradient
+    copy device_put name optimization_barrier pcast pvary sharding_constraint stop_gradient
     """.split()
 )
 

@@ -123,7 +123,7 @@ class Analysis:
             return [out]
         if name == "empty2":
             return [absent(avals[0].shape, avals[0].dtype)]
-        if name == "optimization_barrier":
+        if name in ("apart", "optimization_barrier"):
             return [renamed(x) for x in ins]
         if name in simple.RULES:
             if name in simple.IDENTITIES:

@@ -51,7 +51,7 @@ class Rules:
         name, mask = eqn.primitive.name, masks[0]
         if name in _LINEAR:
             return self._linear(eqn, ins, masks)[0]
-        if name == "optimization_barrier":
+        if name in ("apart", "optimization_barrier"):
             found = list(masks)
         elif name in _ELEMENTWISE:
             found = [unbroadcast(mask, x.shape) for x in ins]
@@ -90,7 +90,7 @@ class Rules:
         ]
         if all(m is None for m in bad):
             return bad, list(masks)
-        if name == "optimization_barrier":
+        if name in ("apart", "optimization_barrier"):
             born = [m & ~(m if b is None else b) for m, b in zip(masks, bad, strict=True)]
         elif name in _ELEMENTWISE | _SELECTING | {"select_n"}:
             reached = np.zeros(masks[0].shape, bool)

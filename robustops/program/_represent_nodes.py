@@ -18,7 +18,7 @@ from ._represent_bounds import finite, of_dtype, of_equation
 # Primitives that only move, copy or cast elements of their first operand.
 STRUCTURAL = frozenset(
     "broadcast_in_dim reshape squeeze expand_dims transpose slice dynamic_slice gather rev copy "
-    "apart copy_p stop_gradient reduce_precision convert_element_type optimization_barrier "
+    "copy_p stop_gradient reduce_precision convert_element_type optimization_barrier "
     "sharding_constraint split".split()
 )
 
