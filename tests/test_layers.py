@@ -12,13 +12,14 @@ from robustops import _lazy, program
 
 PACKAGE = Path(robustops.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
-BOTTOM = {"_jax", "_numerics", "_spec", "_zmul"}
+BOTTOM = {"_apart", "_jax", "_numerics", "_spec", "_zmul"}
 # What a layer may import: layers below it (and itself), and packages besides jax.
 BELOW = {
     "_jax": set(),
-    "_numerics": set(),
+    "_apart": {"_jax"},
+    "_numerics": {"_apart"},
     "_zmul": {"_jax"},
-    "_spec": {"_numerics", "_zmul"},
+    "_spec": {"_apart", "_numerics", "_zmul"},
     "_accuracy": {"_spec", "numpy", "mpmath"},
     "ops": BOTTOM,
     "losses": BOTTOM | {"ops", "numpy"},
