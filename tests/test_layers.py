@@ -21,7 +21,7 @@ BELOW = {
     "_zmul": {"_jax"},
     "_spec": {"_apart", "_numerics", "_zmul"},
     "_accuracy": {"_spec", "numpy", "mpmath"},
-    "ops": BOTTOM,
+    "ops": BOTTOM | {"numpy"},
     "losses": BOTTOM | {"ops", "numpy"},
     "_total": {"numpy"},
     "_contract": {"_accuracy", "_spec", "_total", "numpy"},

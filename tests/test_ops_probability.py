@@ -159,7 +159,7 @@ def test_what_a_constant_is_folded_to():
     free = jax.jit(jax.vmap(jax.grad(ro.rel_entr), (0, None)))(x, one)
     held = jax.jit(jax.vmap(jax.grad(lambda v: ro.rel_entr(v, one))))(x)
     assert np.array_equal(held, free)
-    assert np.array_equal(jax.vmap(jax.grad(ro.entr))(x), -held)
+    assert np.max(ulp_distance(jax.vmap(jax.grad(ro.entr))(x), -np.asarray(held, np.float64))) <= 2
     for fn in (ro.logaddexp, ro.logsubexp, ro.kl_div):
         want = fn(f32([60.3, 0.1, 1.0]), f32([0.3, 33.7, 3.0]))
         got = jax.jit(lambda fn=fn: fn(f32([60.3, 0.1, 1.0]), f32([0.3, 33.7, 3.0])))()

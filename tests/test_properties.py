@@ -359,7 +359,8 @@ def test_permutation(name, data, order):
     within(got, want, 2 * conditioned(name, args)(want))
 
 
-# f(2^k x) = 2^(k p) f(x) for the power p: exact, since nothing but the exponent changes.
+# f(2^k x) = 2^(k p) f(x) for the power p, but for the order of a sum: on CPU slices are brought to
+# order 1 only where plain sums do not fit.
 HOMOGENEOUS = {
     "safe_norm": 1,
     "safe_normalize": 0,
@@ -374,13 +375,15 @@ HOMOGENEOUS = {
 @pytest.mark.parametrize("name", HOMOGENEOUS)
 @examples
 @given(data=st.data(), k=st.integers(-40, 40))
-def test_scaling_by_a_power_of_two_is_exact(name, data, k):
+def test_scaling_by_a_power_of_two_scales_the_result(name, data, k):
     numbers = st.integers(-1000, 1000).map(lambda v: v / 8)
     strategy = npst.arrays(np.float32, ROW, elements=numbers)
     args = both(name, data.draw, strategy)
-    want = out(along_rows(name), *args) * 2.0 ** (k * HOMOGENEOUS[name])
+    want = out(along_rows(name), *args)
     scaled = [np.ldexp(a, k).astype(np.float32) for a in args]
-    np.testing.assert_array_equal(out(along_rows(name), *scaled), want)
+    got = out(along_rows(name), *scaled)
+    unscaled = got * 2.0 ** (-k * HOMOGENEOUS[name])
+    within(unscaled, want, conditioned(name, args)(want) / 2)
 
 
 # By what f changes when a number is added to every element.

@@ -181,7 +181,7 @@ def _rule_std(out, arrays, tangents, *, axis, ddof):
 @total(jvp=_rule_std)
 def _std(x, mask=None, *, axis, ddof):
     of = size(x, mask, axis, centre=True)
-    s, r = of.scale, of.length * jnp.sqrt(_per_count(x, mask, axis, ddof))
+    s, r = of.scale, jnp.sqrt(of.square * _per_count(x, mask, axis, ddof))
     return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s), x.dtype))
 
 
@@ -195,7 +195,7 @@ def _rule_var(out, arrays, tangents, *, axis, ddof):
 @total(jvp=_rule_var)
 def _var(x, mask=None, *, axis, ddof):
     of = size(x, mask, axis, centre=True)
-    s, r = of.scale, of.length * of.length * _per_count(x, mask, axis, ddof)
+    s, r = of.scale, of.square * _per_count(x, mask, axis, ddof)
     return jnp.where(s == inf, inf, narrow(jnp.where(s == inf, 0, r * s * s), x.dtype))
 
 

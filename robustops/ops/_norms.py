@@ -52,8 +52,13 @@ class Size(NamedTuple):
     """Mean of the slice over `scale`; 0 if it was not to be centred."""
     rest: jax.Array
     """Mean of what is left after that, its rounding."""
-    length: jax.Array
-    """Euclidean length of what is left then."""
+    square: jax.Array
+    """Sum of the squares of what is left then."""
+
+    @property
+    def length(self):
+        """Euclidean length of what is left."""
+        return jnp.sqrt(self.square)
 
     def bring(self, x, mask=None):
         """Return x / scale - mean - rest in working precision, 0 where masked."""
@@ -74,7 +79,7 @@ def _size(x, mask, axis, centre):
         mean = sum_of(y, axis) / count
         rest = sum_of(keep(y - mean, mask), axis) / count
         y = keep(y - mean - rest, mask)
-    return Size(s, mean, rest, jnp.sqrt(sum_of(y * y, axis)))
+    return Size(s, mean, rest, sum_of(y * y, axis))
 
 
 def _size_where_plain_sums_fit(x, axis, centre):
@@ -102,7 +107,7 @@ def _size_where_plain_sums_fit(x, axis, centre):
             count = count_of(z, None, axis, least=1)
             near = jnp.all((mean * mean * count <= 2.0**12 * square) | (square == 0))
             rest, left = lax.cond(near, lambda: (zero, square), centred_again)
-        return Size(zero + 1, zero + mean, rest, jnp.sqrt(jnp.minimum(left, big)))
+        return Size(zero + 1, zero + mean, rest, jnp.minimum(left, big))
 
     return lax.cond(fits, plain, lambda: _size(x, None, axis, centre))
 
@@ -152,7 +157,7 @@ def rule_unit(out, arrays, tangents, *, axis, centre):
 def unit(x, mask=None, *, axis, centre):
     """The (centred) slice divided by its Euclidean length; 0 for the zero slice."""
     of = size(x, mask, axis, centre)
-    return (of.bring(x, mask) / jnp.where(of.length == 0, 1, of.length)).astype(x.dtype)
+    return (of.bring(x, mask) / jnp.where(of.square == 0, 1, of.length)).astype(x.dtype)
 
 
 def _rule_length(out, arrays, tangents, *, axis, centre):
@@ -164,7 +169,7 @@ def _rule_length(out, arrays, tangents, *, axis, centre):
 def _length(x, mask=None, *, axis, centre):
     """Euclidean length of the (centred) slice, with kept axes."""
     of = size(x, mask, axis, centre)
-    n = jnp.where(of.length == 0, 0, of.length * of.scale)
+    n = jnp.where(of.square == 0, 0, of.length * of.scale)
     return jnp.where(of.scale == inf, cast(n, x.dtype), narrow(n, x.dtype))
 
 
