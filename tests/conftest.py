@@ -20,6 +20,21 @@ import pytest
 gc.set_threshold(50_000, 20, 50)
 
 
+LONG = Path(__file__).with_name("long.txt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Marks the tests that `long.txt` names; one that is not there any more is an error."""
+    named = {line for line in LONG.read_text().splitlines() if not line.startswith("#")}
+    found = {item.nodeid for item in items} & named
+    for item in items:
+        if item.nodeid in found:
+            item.add_marker(pytest.mark.long)
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and found != named:
+        raise pytest.UsageError(f"{LONG.name} names no tests: {sorted(named - found)}")
+
+
 @pytest.fixture
 def x64():
     """Run the test with float64 available."""

@@ -55,8 +55,11 @@ CASES: dict[str, Any] = {
     ),
 }
 
+# The convolutional ones take as long as all others.
+EACH = [pytest.param(c, marks=[pytest.mark.slow] * c.startswith("conv")) for c in CASES]
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize("case", EACH)
 @pytest.mark.parametrize("dtype", [jnp.bfloat16])
 def test_shapes_and_dtypes(case, dtype):
     """The output has the documented shape and the asked dtype; parameters keep param_dtype."""
@@ -70,7 +73,7 @@ def test_shapes_and_dtypes(case, dtype):
     assert {leaf.dtype for leaf in leaves(low)} == {jnp.dtype(dtype)}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EACH)
 def test_jit_grad_vmap_agree_with_eager(case):
     """nnx.jit gives the eager output, and every parameter gets a finite, not all-zero gradient."""
     make, shape, _ = CASES[case]
@@ -202,7 +205,7 @@ def test_bound_changes_nothing_below_it():
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", EACH)
 def test_nan_is_not_hidden(case):
     """A NaN cell makes its own row of the output NaN, and no other row."""
     make, shape, _ = CASES[case]

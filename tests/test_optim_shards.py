@@ -107,7 +107,7 @@ STACKS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("stack", STACKS)
 def test_replicas_stay_equal_when_one_of_them_is_spoilt(stack, check_vma):
     mean = optax.stateless(lambda g, _: jax.lax.pmean(g, "d"))
