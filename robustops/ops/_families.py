@@ -5,6 +5,8 @@ x < 5e-20 in float32. Written with one of these families, the derivatives of an 
 every order: each member's derivative is another member.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -36,7 +38,11 @@ def ratio(x: jax.Array, y: jax.Array, *, c: float = 1.0, k: int = 1) -> jax.Arra
     return _ratio(x, y, c=c, k=k)
 
 
-@total(lambda out, y, c=1.0, k=1: reciprocal(y, c=-c * k, k=k + 1))
+def _next_reciprocal(out: jax.Array, y: jax.Array, c: float = 1.0, k: int = 1) -> jax.Array:
+    return reciprocal(y, c=-c * k, k=k + 1)
+
+
+@total(_next_reciprocal)
 def reciprocal(y, c=1.0, k=1):
     """c / y^k, saturated, and 0 where y is 0."""
     z = widen(y)
@@ -70,7 +76,7 @@ def _root_power(x, *, c, k, root):
     return held(q / (r if k % root == 1 else r * r), x.dtype)
 
 
-def cube_root(x, third=1 / 3, another=1 / 3):
+def cube_root(x: jax.Array, third: Any = 1 / 3, another: Any = 1 / 3) -> jax.Array:
     """The cube root of a positive normal number, to 1 ulp; XLA's for CPU takes 10 times as long."""
     y = jnp.exp(jnp.log(x) * third)
     return y + (x / (y * y) - y) * another

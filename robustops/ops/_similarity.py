@@ -32,7 +32,7 @@ def _rule_cosine(out, arrays, tangents, *, axis):
     terms = []
     for a, own, other, t in ((x, u, v, tangents[0]), (y, v, u, tangents[1])):
         if t is not None:
-            r, smooth = inverse_length(a, *(mask or [None]), axis)
+            r, smooth = inverse_length(a, mask[0] if mask else None, axis)
             slope = zmul(r, widen(other) - zmul(widen(out), widen(own)))
             # Second derivatives go like 1 / ||x||^2 and 1 / (||x|| ||y||): where one overflows the
             # first goes on as a constant.
