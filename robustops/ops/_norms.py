@@ -193,7 +193,8 @@ def length(x, mask=None, *, axis):
     ulps=(4, 8),
     hint="the gradient of a norm at 0 is 0 / 0, and its squares overflow at 1.8e19 in float32: use "
     "robustops.safe_norm.",
-    cost="One pass more than the naive form, for the largest magnitude.",
+    cost="One pass more than the naive form, for the largest magnitude; on CPU only where plain "
+    "sums of squares do not fit.",
 )
 def safe_norm(
     x: ArrayLike,
