@@ -107,7 +107,7 @@ def narrow(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:
         # Not abs(x) for both: what is used twice does not go into the pass of a sum.
         below, above = copies(widen(x), 2)
         low, high = jnp.minimum(-abs(below), low), jnp.maximum(abs(above), high)
-    return cast(jnp.minimum(jnp.maximum(y, low), high) + nan_of(y), dtype)
+    return cast(clip(y, low, high), dtype)
 
 
 def held(y: jax.Array, dtype: Any, *unless: jax.Array) -> jax.Array:

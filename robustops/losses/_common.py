@@ -86,7 +86,7 @@ def error(p, t):
     """`difference` for values: without a select, see `clip`."""
     y, (most,) = widen(p) - widen(t), constants(widen(p), largest(p.dtype))
     end = jnp.maximum(jnp.maximum(abs(widen(p)), abs(widen(t))), most)
-    return cast(jnp.minimum(jnp.maximum(y, -end), end) + nan_of(y), p.dtype)
+    return cast(clip(y, -end, end), p.dtype)
 
 
 def of_error(fn: Callable) -> Callable:

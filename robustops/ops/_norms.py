@@ -130,10 +130,8 @@ def inverse_length(x, mask, axis, centre=False):
     """
     n = _length(*((x,) if mask is None else (x, mask)), axis=axis, centre=centre)
     # Only subnormal lengths are capped; half leaves room for the tangents that it multiplies.
-    r, smooth = (
-        jnp.minimum(reciprocal(n), largest(n.dtype) / 2),
-        n > 4 / math.sqrt(largest(x.dtype)),
-    )
+    r = jnp.minimum(reciprocal(n), largest(n.dtype) / 2)
+    smooth = n > 4 / math.sqrt(largest(x.dtype))
     return widen(jnp.where(smooth, r, jax.lax.stop_gradient(r))), smooth
 
 
