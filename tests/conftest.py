@@ -20,19 +20,33 @@ import pytest
 gc.set_threshold(50_000, 20, 50)
 
 
-LONG = Path(__file__).with_name("long.txt")
+HERE = Path(__file__).parent
+
+
+def named_in(file: str) -> set[str]:
+    """The tests, without their cases, that a file beside this one names."""
+    return {x for x in (HERE / file).read_text().splitlines() if not x.startswith("#")}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Marks the tests that `long.txt` names; one that is not there any more is an error."""
-    named = {line for line in LONG.read_text().splitlines() if not line.startswith("#")}
-    found = {item.nodeid for item in items} & named
+    """Marks by `long.txt` and `sampled.txt`; a test named there that is gone is an error."""
+    long, sampled = named_in("long.txt"), named_in("sampled.txt")
+    cases: dict[str, int] = {}
     for item in items:
-        if item.nodeid in found:
+        name = item.nodeid.split("[")[0]
+        cases.setdefault(name, 0)
+        if item.get_closest_marker("slow"):
+            continue
+        cases[name] += 1
+        if name in sampled and cases[name] % 4 != 2:
+            item.add_marker(pytest.mark.slow)
+        elif name in long:
             item.add_marker(pytest.mark.long)
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and found != named:
-        raise pytest.UsageError(f"{LONG.name} names no tests: {sorted(named - found)}")
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not cases.keys() >= (
+        named := long | sampled
+    ):
+        raise pytest.UsageError(f"named in long.txt or sampled.txt: {sorted(named - cases.keys())}")
 
 
 @pytest.fixture

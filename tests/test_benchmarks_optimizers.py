@@ -1,12 +1,16 @@
 """The optimizer benchmark: every cell is there, peers fail where they do, and ours withstand."""
 
+import chex
+import jax
+import jax.numpy as jnp
 import pytest
 
 pytest.importorskip("rich", reason="benchmarks need the extra 'benchmarks'")
 
 from benchmarks._rows import read_rows
 from benchmarks.optimizers import _cost, main, run, summary, verify
-from benchmarks.optimizers._arms import QUICK_TREE
+from benchmarks.optimizers._arms import QUICK_TREE, TREES, adam, gradients, two_calls
+from benchmarks.optimizers._floor import FLOORS, by_hand
 from benchmarks.optimizers._report import behaviour_table, cost_table, sentence
 from benchmarks.report import page
 
@@ -19,6 +23,7 @@ def rows(tmp_path_factory):
     # Fewer arms: compilation is what takes time.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
+        patch.setattr(_cost, "FLOORS", ())
         assert main(["--quick", "--rounds", "2", "--arms", *ARMS, "--json", str(path)]) == 0
         found = read_rows(path)
         verify(found, [QUICK_TREE], ARMS)
@@ -43,6 +48,20 @@ def test_report_has_every_arm_and_the_counts(rows):
     assert "robustops survives 100% of the faults" in sentence(rows)
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("name", FLOORS)
+def test_a_floor_is_adam_or_nothing(name, together):
+    params = TREES[QUICK_TREE]()
+    grads, state = jax.tree.map(lambda g: g * 1e-4, gradients(params)), adam().init(params)
+    step = jax.jit(by_hand(name, together))
+    # The gradient is small enough for no unit to be clipped.
+    chex.assert_trees_all_close(
+        step(params, state, grads), two_calls(adam())(params, state, grads), rtol=1e-6
+    )
+    bad = jax.tree.map(lambda g: g.at[0].set(jnp.nan), grads)
+    chex.assert_trees_all_equal(step(params, state, bad), (params, state))
+
+
 def test_run_names_the_valid_choices():
     with pytest.raises(ValueError, match=r"unknown arm 'adma'; choose from: adam, zero_nans"):
         run(arms=["adma"])
@@ -54,6 +73,7 @@ def test_verify_refuses_a_guard_that_let_something_pass(rows):
     bad = [dict(r, finite=r.get("arm") != "guard") if r["kind"] == "behaviour" else r for r in rows]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cost, "COST", ("adam", "apply_if_finite", "skip_nonfinite"))
+        patch.setattr(_cost, "FLOORS", ())
         with pytest.raises(ValueError, match="guard let nan reach the parameters"):
             verify(bad, [QUICK_TREE], ARMS)
 

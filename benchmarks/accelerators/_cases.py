@@ -14,13 +14,12 @@ from robustops.testing import Op
 
 from .._losses import LOSSES, cases
 from .._peers import load
-from ..optimizers._arms import ARMS, BARE, one_call, two_calls
+from ..optimizers._arms import ARMS, BARE, GUARDS, one_call, two_calls
 
 ELEMENTS = 2**26
 """Fewer would stay in a TPU's on-chip memory, and not be counted."""
 WIDTH = 128
 OURS = "robustops"
-GUARDS = ("skip_nonfinite", "guard", "guard, AGC")
 
 
 class Program(NamedTuple):
@@ -98,8 +97,7 @@ def _guards(case: str) -> dict[tuple[str, str], Program]:
 
     def program(arm: str, form: Callable) -> Program:
         tx = ARMS[arm]()
-        state = jax.eval_shape(tx.init, params)
-        return Program(form(tx), (params, state, params), (1, 2))
+        return Program(form(tx), (params, jax.eval_shape(tx.init, params), params), (0, 1))
 
     bare = program(BARE, two_calls)
     return {
@@ -123,7 +121,7 @@ def _steps(step: Step) -> dict[tuple[str, str], Program]:
 
         def one(params, state, x, y):
             grads = jax.grad(lambda p: loss(nnx.merge(graph, p)(x), y))(params)
-            return update(grads, state, params)
+            return update(params, state, grads)
 
         return Program(one, (params, jax.eval_shape(tx.init, params), x, y), (0, 1))
 

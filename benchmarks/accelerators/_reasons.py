@@ -16,6 +16,7 @@ _UPDATE = (
     "The update and the new state are judged as well as the gradient, and formed anew when they "
     "are applied."
 )
+_GRADIENT = "The gradient is read once more than Adam alone reads it, and with AGC the parameters."
 _CONSTANT = _CONFIDENT + (
     " The labels are constant here, so the compiler leaves out of the usual form what it would "
     "read for others."
@@ -40,6 +41,9 @@ REASONS: dict[str, str] = {
     "skip_nonfinite": _UPDATE,
     "guard": _UPDATE,
     "guard, AGC": _UPDATE,
+    "skip_nonfinite, gradient": _GRADIENT,
+    "guard, gradient": _GRADIENT,
+    "guard, AGC, gradient": _GRADIENT,
 }
 
 

@@ -47,10 +47,14 @@ COST = (BARE, "apply_if_finite", STACK, *GUARDS)
 """Those whose cost is measured."""
 
 
+# Steps take their arguments in the order of the results: XLA matches donated buffers by shape alone,
+# and copies two arrays a leaf, or four, where they cross (on CPU 31 ms in place of 11 for Adam).
+
+
 def two_calls(tx: Any) -> Callable[..., Any]:
     """A step through the optax protocol."""
 
-    def step(grads: Any, state: Any, params: Any) -> Any:
+    def step(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
@@ -59,7 +63,7 @@ def two_calls(tx: Any) -> Callable[..., Any]:
 
 def one_call(tx: Any) -> Callable[..., Any]:
     """A step through `guarded_apply`."""
-    return lambda grads, state, params: optim.guarded_apply(tx, grads, state, params)
+    return lambda params, state, grads: optim.guarded_apply(tx, grads, state, params)
 
 
 def _full(width: int) -> jax.Array:

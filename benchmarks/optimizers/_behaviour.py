@@ -51,9 +51,9 @@ def _under_faults(arm: str, dtype: str) -> list[Row]:
         def one(i: jax.Array, carry: Any) -> Any:
             params, state = carry
             bad = jnp.where((i > 0) & (i <= count), value, good["w"][0, 0])
-            return step({"w": good["w"].at[0, 0].set(bad.astype(DTYPES[dtype]))}, state, params)
+            return step(params, state, {"w": good["w"].at[0, 0].set(bad.astype(DTYPES[dtype]))})
 
-        first = step(good, tx.init(start), start)
+        first = step(start, tx.init(start), good)
         faulty = jax.lax.fori_loop(1, count + 1, one, first)
         almost = jax.lax.fori_loop(count + 1, count + AFTER, one, faulty)
         last = one(count + AFTER, almost)

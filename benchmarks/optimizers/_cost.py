@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from .._rows import Once, Row
-from ._arms import ARMS, BARE, COST, GUARDS, TREES, gradients, one_call, two_calls
+from ._arms import ARMS, BARE, COST, GUARDS, TREES, adam, gradients, one_call, two_calls
+from ._floor import FLOORS, by_hand
 
 
 def measure(
@@ -35,8 +36,8 @@ def planned(trees: Sequence[str]) -> int:
 
 
 def _forms() -> list[tuple[str, str]]:
-    ours = [arm for arm in COST if arm in GUARDS]
-    return [(arm, "update") for arm in COST] + [(arm, "guarded_apply") for arm in ours]
+    joined = [arm for arm in (*COST, *FLOORS) if arm in GUARDS or arm in FLOORS]
+    return [(arm, "update") for arm in (*COST, *FLOORS)] + [(a, "guarded_apply") for a in joined]
 
 
 def _together(
@@ -46,13 +47,13 @@ def _together(
     grads = gradients(params)
     runs, carries, compiling = {}, {}, {}
     for arm, form in _forms():
-        tx = ARMS[arm]()
-        step = two_calls(tx) if form == "update" else one_call(tx)
-        # Arguments in the order of the results: XLA matches donated buffers by shape alone, and
-        # copies four arrays a leaf where they cross (31 ms in place of 11 for bare Adam).
-        ordered = lambda params, state, grads, step=step: step(grads, state, params)
+        tx = adam() if arm in FLOORS else ARMS[arm]()
+        if arm in FLOORS:
+            step = by_hand(arm, together=form != "update")
+        else:
+            step = two_calls(tx) if form == "update" else one_call(tx)
         carry = jax.tree.map(jnp.array, params), tx.init(params)
-        lowered = jax.jit(ordered, donate_argnums=(0, 1) if donated else ()).lower(*carry, grads)
+        lowered = jax.jit(step, donate_argnums=(0, 1) if donated else ()).lower(*carry, grads)
         begin = time.perf_counter()
         runs[arm, form] = lowered.compile()
         compiling[arm, form] = time.perf_counter() - begin
