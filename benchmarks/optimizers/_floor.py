@@ -17,11 +17,12 @@ from jax import lax
 from ._arms import EPS, adam
 
 FLOORS = {
-    "by hand, gradient": (False, False),
-    "by hand": (True, False),
-    "by hand, AGC": (True, True),
+    "by hand, gradient": (False, None),
+    "by hand": (True, None),
+    "by hand, clip": (True, "norm"),
+    "by hand, AGC": (True, "units"),
 }
-"""Whether the step is judged as well as its gradient, and whether units are clipped."""
+"""Whether the step is judged as well as its gradient, and what is clipped."""
 
 
 def by_hand(name: str, together: bool) -> Callable[..., Any]:
@@ -30,7 +31,12 @@ def by_hand(name: str, together: bool) -> Callable[..., Any]:
     tx = adam()
 
     def step(params: Any, state: Any, grads: Any) -> Any:
-        factors = jax.tree.map(_factor, grads, params) if clipped else None
+        factors = None
+        if clipped == "units":
+            factors = _by_unit(grads, params)
+        elif clipped:
+            squares = _total([g * g for g in jax.tree.leaves(grads)])
+            factors = jax.tree.map(lambda g: _factor(1.0, squares), grads)
 
         def made() -> Any:
             scaled = grads if factors is None else jax.tree.map(operator.mul, grads, factors)
@@ -74,7 +80,13 @@ def _total(terms: list[jax.Array]) -> jax.Array:
     return functools.reduce(operator.add, sums)
 
 
-def _factor(g: jax.Array, p: jax.Array) -> jax.Array:
-    norm = lambda x: jnp.sqrt(jnp.sum(x * x, 0 if x.ndim == 2 else None, keepdims=True))
-    most = 0.01 * jnp.maximum(norm(p), EPS)
-    return jnp.minimum(1, most / jnp.maximum(norm(g), 1e-12))
+def _factor(limit: Any, squares: Any) -> Any:
+    return jnp.minimum(1, limit / jnp.maximum(jnp.sqrt(squares), 1e-12))
+
+
+def _by_unit(grads: Any, params: Any) -> Any:
+    squares = lambda x: jnp.sum(x * x, 0 if x.ndim == 2 else None, keepdims=True)
+    units = jax.tree.map(squares, grads)
+    whole = _factor(1.0, sum(jnp.sum(s) for s in jax.tree.leaves(units)))
+    limit = lambda p: 0.01 * jnp.maximum(jnp.sqrt(squares(p)), EPS)
+    return jax.tree.map(lambda s, p: jnp.minimum(whole, _factor(limit(p), s)), units, params)
