@@ -86,6 +86,20 @@ def test_record_holds_what_made_the_step(tmp_path):
     assert int(record.arrays["opt_state.inner_state.0.count"]) == record.step - 1
 
 
+def test_an_error_of_the_data_loses_no_record(tmp_path):
+    x, y = data()
+
+    def batches():
+        yield x, y
+        yield x * np.nan, y
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        fit(BUILD(rngs=nnx.Rngs(5)), optax.sgd(0.1), batches(), CROSS_ENTROPY, epochs=1,
+            progress=False, recorder=tmp_path)  # fmt: skip
+    assert load_record(only(tmp_path)).step == 2
+
+
 def test_replay_of_a_bad_row(tmp_path, capsys):
     """A NaN in the data: the command names the argument and the row, with a model of the library
     and no need to trust the file; a mistyped name is an error of one line."""

@@ -47,7 +47,7 @@ COST = (BARE, "apply_if_finite", STACK, *GUARDS)
 """Those whose cost is measured."""
 
 
-# Steps take their arguments in the order of the results: XLA matches donated buffers by shape alone,
+# Steps take arguments in the order of their results: XLA matches donated buffers by shape alone,
 # and copies two arrays a leaf, or four, where they cross (on CPU 31 ms in place of 11 for Adam).
 
 

@@ -249,9 +249,11 @@ def fit(
                 run.leaves, metric = step(run.leaves, *place.batch((batch.inputs, batch.targets)))
                 run.after(batch, metric)
                 show(run.epoch, run.step, run.here)
-                following = next(batches, None)  # while the device works
-                if recorder is not None and not (told := read(metric)).taken:
-                    recorder.write(run.state, batch, told, loss, run.epoch + 1, run.step)
+                try:
+                    following = next(batches, None)  # while the device works
+                finally:  # the next step overwrites the parameters, and there may be none
+                    if recorder is not None and not (told := read(metric)).taken:
+                        recorder.write(run.state, batch, told, loss, run.epoch + 1, run.step)
                 if following is not None and _due(checkpoints, run.step):
                     if run.place is None:
                         raise ValueError(
