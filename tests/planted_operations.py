@@ -197,9 +197,9 @@ def conv_norm(p, x):
     "forward", "conv_general_dilated", {"k": jnp.full((3, 3, 1, 2), 2e38)}, jnp.ones((1, 5, 5, 1))
 )
 def conv_overflow(p, x):
-    y = lax.conv_general_dilated(
+    y = lax.conv_general_dilated(  # BUG
         x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )  # BUG
+    )
     return jnp.mean(jnp.tanh(y * 1e-38))
 
 
