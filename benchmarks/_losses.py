@@ -284,6 +284,7 @@ loss(
     naive=lambda p, t: (jnp.log1p(p) - jnp.log1p(t)) ** 2,
     reference=lambda mp, p, t: (mp.log1p(p) - mp.log1p(t)) ** 2,
     domain=((-1, inf), (-1, inf)),
+    ulps=(6, 8),  # a square doubles the error of its root
 )
 
 

@@ -334,6 +334,12 @@ def test_ctc_ignores_what_is_padded_and_what_cannot_be():
     assert np.isnan(wrong).all()
 
 
+def test_gaussian_nll_of_the_largest_variances():
+    mean, target, variance = 5.6e26, 0.0, 2.2e38  # twice the variance is no float32
+    slope = jax.grad(losses.gaussian_nll, 2)(*map(jnp.float32, (mean, target, variance)))
+    np.testing.assert_allclose(slope, (1 - mean**2 / variance) / (2 * variance), rtol=1e-6)
+
+
 def test_ntxent_without_pairs_is_zero():
     x = jnp.eye(3)
     assert losses.ntxent(x, jnp.arange(3)) == 0

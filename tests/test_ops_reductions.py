@@ -136,6 +136,21 @@ def test_variance_of_a_large_mean():
     assert ro.safe_var(f32([1.0]), ddof=1) == 0
 
 
+@pytest.mark.parametrize("fn", [ro.safe_var, ro.safe_std])
+def test_spread_below_the_mean(fn):
+    """The mean's rounding is a matter from a mean of some four deviations on."""
+    x = np.random.default_rng(0).normal(size=(200, 4)) + np.linspace(0, 60, 200)[:, None]
+    x = x.astype(np.float32)
+    slope = jax.lax.map(jax.grad(fn), jnp.asarray(x))  # one by one: rows share the decision
+    wide = x.astype(np.float64) - x.mean(1, keepdims=True, dtype=np.float64)
+    if fn is ro.safe_std:
+        wide /= 2 * wide.std(1, keepdims=True)
+    truth = wide / 2
+    # An error that is small beside the largest slope of the row.
+    off = abs(np.asarray(slope, np.float64) - truth) / abs(truth).max(1, keepdims=True)
+    assert off.max() <= 4 * 2.0**-23
+
+
 def test_spread_beyond_the_range():
     """inf is not hidden, though its distance from the mean is no number."""
     for fn in (ro.safe_var, ro.safe_std):

@@ -86,7 +86,8 @@ def _excess(e, v):
 def _by_variance(e, v):
     """(1 - e^2 / v) / (2 v); at v <= 0 the slope goes on, so that descent can come back."""
     wide, floored = widen(e), _above_zero(v)
-    return narrow(-safe_div(_excess(wide, floored) - 0.5, 2 * floored), e.dtype)
+    half = 0.5 * (_excess(wide, floored) - 0.5)  # 2 v would overflow
+    return narrow(-safe_div(half, floored), e.dtype)
 
 
 @total(

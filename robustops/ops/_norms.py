@@ -103,9 +103,10 @@ def _size_where_plain_sums_fit(x, axis, centre):
     def plain():
         rest, left = zero, square
         if centre:
-            # What rounding left of the mean, 2^-24 of it at best, is a matter for a large one only.
+            # What rounding left of the mean, some 2^-24 of it, is a matter for one that is larger
+            # than four standard deviations: it is in every element, and so in every slope.
             count = count_of(z, None, axis, least=1)
-            near = jnp.all((mean * mean * count <= 2.0**12 * square) | (square == 0))
+            near = jnp.all((mean * mean * count <= 16 * square) | (square == 0))
             rest, left = lax.cond(near, lambda: (zero, square), centred_again)
         return Size(zero + 1, zero + mean, rest, jnp.minimum(left, big))
 
