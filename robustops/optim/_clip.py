@@ -112,7 +112,8 @@ def adaptive_grad_clip(
         del extra_args
         check_params("adaptive_grad_clip", params)
         norms = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
-        return norms.shrink(updates, unit_limits(updates, params, clipping, eps, axis)), state
+        limits = unit_limits(updates, params, clipping, eps, axis)
+        return map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
@@ -123,10 +124,10 @@ def unit_limits(
     clipping: ArrayLike,
     eps: ArrayLike,
     axis: int | Sequence[int] | None = None,
-) -> jax.Array:
-    """`clipping * max(|p_u|, eps)` for all units of the floating leaves of `updates`."""
-    value = unit_norms(params_of(updates, params), lambda shape: units(shape, axis)).norms.value
-    return jnp.multiply(clipping, jnp.maximum(value, eps)).astype(value.dtype)
+) -> list[jax.Array]:
+    """`clipping * max(|p_u|, eps)` for each floating leaf of `updates`, one number a unit."""
+    norms = unit_norms(params_of(updates, params), lambda shape: units(shape, axis))
+    return [jnp.multiply(clipping, jnp.maximum(n.value, eps)).astype(n.scaled.dtype) for n in norms]
 
 
 def params_of(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:

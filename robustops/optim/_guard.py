@@ -1,10 +1,10 @@
 """Optimizer wrappers that refuse a bad step whole: parameters and state stay as they were."""
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jax.typing import ArrayLike
@@ -215,8 +215,8 @@ def guard(
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
         leaves = float_leaves(updates)
-        parts = None if clipping is None else unit_norms(leaves, units)
-        norm = tree_norm(leaves) if parts is None else total_norm(parts.norms)
+        norms = None if clipping is None else unit_norms(leaves, units)
+        norm = tree_norm(leaves) if norms is None else total_norm(norms)
         finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
         norm = largest(norm, axis_name)
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
@@ -226,16 +226,17 @@ def guard(
             learned = state.norms.limit(size, max_zscore, WARMUP)
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
-        if parts is None:
-            # Numbers that are read, and not expressions that XLA would put into every kernel.
-            factors = [lax.optimization_barrier(norm.factors(limit))] * len(leaves)
-        else:
-            assert clipping is not None
+        factors = [norm.factors(limit)] * len(leaves)
+        if norms is not None and clipping is not None:
             limits = unit_limits(updates, params, clipping, eps)
-            limits = jnp.minimum(limits, _share(parts.norms, norm, limit))
-            over = clips | parts.norms.exceeds(limits).any()
-            clips = ~all_shards(~over, axis_name)
-            factors = parts.factors(limits)
+            limits = [
+                jnp.minimum(c, _share(n, norm, limit)) for n, c in zip(norms, limits, strict=True)
+            ]
+            over = [n.exceeds(c).any() for n, c in zip(norms, limits, strict=True)]
+            clips = ~all_shards(~functools.reduce(jnp.logical_or, over, clips), axis_name)
+            factors = [n.factors(c) for n, c in zip(norms, limits, strict=True)]
+        # Numbers that are read, and not expressions that XLA would put into every kernel.
+        factors = lax.optimization_barrier(factors)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
             clipped = map_floats(lambda g, f: times(g, *f), updates, factors)
@@ -314,7 +315,8 @@ def _cap(
 ) -> optax.Updates:
     norms = unit_norms(float_leaves(updates), whole)
     leaves = params_of(updates, params)
-    value = unit_norms(leaves, whole).norms.value
-    least = jnp.multiply(eps, np.sqrt([p.size for p in leaves])).astype(value.dtype)
-    limits = jnp.multiply(ratio, jnp.maximum(value, least)).astype(value.dtype)
-    return norms.shrink(updates, limits)
+    limits = [
+        jnp.multiply(ratio, jnp.maximum(n.value, eps * p.size**0.5)).astype(n.scaled.dtype)
+        for n, p in zip(unit_norms(leaves, whole), leaves, strict=True)
+    ]
+    return map_floats(lambda u, n, c: n.shrink(u, c), updates, norms, limits)

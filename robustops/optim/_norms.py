@@ -1,13 +1,11 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -98,78 +96,45 @@ def _square(x: jax.Array, dtype: Any, scale: float | None = None) -> jax.Array:
     return x * x
 
 
-class UnitNorms(NamedTuple):
-    """Norms of the units of all leaves, in one vector: XLA compiles every small array by itself."""
-
-    norms: Norm
-    shapes: list[tuple[int, ...]]
-    """Of each leaf's part, which broadcasts against the leaf."""
-    dtypes: list[Any]
-    """In which each leaf is scaled."""
-
-    def factors(self, limits: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        """For each leaf the two factors that scale its units down to their limits."""
-        sizes = list(map(math.prod, self.shapes))
-        # XLA compiles kernels that are alike once. They are not if they cut at places that it sees,
-        # or if what is cut out is no array of its own but an expression in them.
-        starts = lax.optimization_barrier([jnp.int32(n) for n in np.cumsum([0, *sizes])[:-1]])
-        rows = list(zip(starts, sizes, self.shapes, self.dtypes, strict=True))
-        parts = [
-            [
-                lax.dynamic_slice(vector, (start,), (size,)).reshape(shape).astype(dtype)
-                for start, size, shape, dtype in rows
-            ]
-            for vector in self.norms.factors(limits)
-        ]
-        return list(zip(*lax.optimization_barrier(parts), strict=True))
-
-    def shrink(self, tree: Any, limits: jax.Array) -> Any:
-        """`tree` with each unit scaled down to its limit; the others are bit-identical."""
-
-        def shrunk(x: jax.Array, f: tuple[jax.Array, jax.Array]) -> jax.Array:
-            return jnp.where((f[0] < 1) | (f[1] < 1), times(x, *f), x)
-
-        return map_floats(shrunk, tree, self.factors(limits))
-
-
-def unit_norms(leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]) -> UnitNorms:
-    """Norm of every unit of every floating leaf, in one pass."""
+def unit_norms(leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]) -> list[Norm]:
+    """Norm of every unit of every floating leaf, with kept dimensions, in one pass."""
     if not leaves:
-        return UnitNorms(Norm(jnp.zeros(0), jnp.ones(0)), [], [])
-    dtypes = [jnp.finfo(_wide(x.dtype)).dtype for x in leaves]
-    along = [tuple(i % x.ndim for i in axes(x.shape)) for x in leaves]
-    shapes = [
-        tuple(1 if i in a else n for i, n in enumerate(x.shape))
-        for x, a in zip(leaves, along, strict=True)
-    ]
-    widest = max(dtypes, key=lambda d: d.itemsize)
+        return []
 
-    def each(numbers: Sequence[float]) -> Any:
-        """A number of each leaf for all of its units."""
-        if len(set(numbers)) == 1:
-            return np.asarray(numbers[0], widest)
-        return np.repeat(np.asarray(numbers, widest), [math.prod(shape) for shape in shapes])
-
-    def sums(scaled: bool = False) -> jax.Array:
-        parts = [
-            jnp.sum(_square(x, d, _LARGE[d.name][1] if scaled else None), a).ravel().astype(widest)
-            for x, a, d in zip(leaves, along, dtypes, strict=True)
+    def sums(scaled: bool = False) -> list[jax.Array]:
+        return [
+            jnp.sum(
+                _square(x, d, _LARGE[d.name][1] if scaled else None), axes(x.shape), keepdims=True
+            )
+            for x, d in zip(leaves, dtypes, strict=True)
         ]
-        return jnp.concatenate(parts)
 
+    dtypes = [jnp.finfo(_wide(x.dtype)).dtype for x in leaves]
     plain = sums()
-    large = plain > each([_LARGE[d.name][0] for d in dtypes])
-    rescued = lambda: jnp.where(large, sums(scaled=True), plain)
-    on_demand = lambda: lax.cond(large.any(), rescued, lambda: plain)
-    chosen = by_platform(on_demand, rescued, [plain])
-    scale = jnp.where(large, each([_LARGE[d.name][1] for d in dtypes]), 1).astype(widest)
-    return UnitNorms(Norm(jnp.sqrt(chosen), scale), shapes, dtypes)
+    large = [s > _LARGE[d.name][0] for s, d in zip(plain, dtypes, strict=True)]
+    pick = lambda other: [jnp.where(*row) for row in zip(large, other, plain, strict=True)]
+
+    def on_demand() -> list[jax.Array]:
+        needed = functools.reduce(jnp.logical_or, [b.any() for b in large])
+        return lax.cond(needed, lambda: pick(sums(scaled=True)), lambda: plain)
+
+    chosen = by_platform(on_demand, lambda: pick(sums(scaled=True)), plain)
+    scales = [
+        jnp.where(b, _LARGE[d.name][1], 1).astype(d) for b, d in zip(large, dtypes, strict=True)
+    ]
+    return [Norm(jnp.sqrt(s), c) for s, c in zip(chosen, scales, strict=True)]
 
 
-def total_norm(norms: Norm) -> Norm:
+def total_norm(norms: Sequence[Norm]) -> Norm:
     """Global norm of all units together, a scalar; 0 for an empty tree."""
-    scale = jnp.min(norms.scale, initial=1)
-    return Norm(jnp.sqrt(jnp.sum(jnp.square(norms.scaled * (scale / norms.scale)))), scale)
+    dtype = jnp.result_type(jnp.float32, *(n.scaled.dtype for n in norms))
+    scale = functools.reduce(
+        jnp.minimum, [n.scale.min().astype(dtype) for n in norms], jnp.ones((), dtype)
+    )
+    square = jnp.zeros((), dtype)
+    for n in norms:
+        square += jnp.sum(jnp.square(n.scaled.astype(dtype) * (scale / n.scale.astype(dtype))))
+    return Norm(jnp.sqrt(square), scale)
 
 
 def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
