@@ -28,20 +28,40 @@ def named_in(file: str) -> set[str]:
     return {x for x in (HERE / file).read_text().splitlines() if not x.startswith("#")}
 
 
+def sample(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Cases in which each value of each parameter occurs; every fourth of a single parameter."""
+    indices = [getattr(item, "callspec").indices for item in items]  # noqa: B009, pytest's own
+    axes = {tuple(index[name] for index in indices) for name in indices[0]}
+    if len(axes) == 1:
+        return items[1::4]
+    seen: list[set[int]] = [set() for _ in axes]
+    kept = []
+    for item, values in zip(items, zip(*axes, strict=True), strict=True):
+        if any(value not in known for value, known in zip(values, seen, strict=True)):
+            kept.append(item)
+            for value, known in zip(values, seen, strict=True):
+                known.add(value)
+    return kept
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """Marks by `long.txt` and `sampled.txt`; a test named there that is gone is an error."""
     long, sampled = named_in("long.txt"), named_in("sampled.txt")
-    cases: dict[str, int] = {}
+    cases: dict[str, list[pytest.Item]] = {}
     for item in items:
-        name = item.nodeid.split("[")[0]
-        cases.setdefault(name, 0)
-        if item.get_closest_marker("slow"):
-            continue
-        cases[name] += 1
-        if name in sampled and cases[name] % 4 != 2:
-            item.add_marker(pytest.mark.slow)
-        elif name in long:
+        cases.setdefault(item.nodeid.split("[")[0], [])
+        if not item.get_closest_marker("slow"):
+            cases[item.nodeid.split("[")[0]].append(item)
+    one_asked_for = any("[" in argument for argument in config.args)
+    for name, group in cases.items():
+        if name in sampled and not one_asked_for:
+            kept = sample(group)
+            for item in group:
+                if item not in kept:
+                    item.add_marker(pytest.mark.slow)
+            group = kept
+        for item in group if name in long else ():
             item.add_marker(pytest.mark.long)
     if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not cases.keys() >= (
         named := long | sampled

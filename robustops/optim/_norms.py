@@ -91,8 +91,9 @@ def _square(x: jax.Array, dtype: Any, scale: float | None = None) -> jax.Array:
         return _square(x.real, dtype, scale) + _square(x.imag, dtype, scale)
     x = x.astype(dtype)
     if scale is not None:
-        # The minimum changes nothing, but XLA would make x x scale^2 of (x scale) (x scale).
-        x = jnp.minimum(jnp.abs(x) * scale, jnp.finfo(x.dtype).max)
+        # A number that XLA does not see, or it would make x x scale^2 of (x scale) (x scale). With
+        # a minimum in its place XLA for GPU writes the squares of a matrix to memory.
+        x = x * lax.optimization_barrier(jnp.asarray(scale, dtype))
     return x * x
 
 
