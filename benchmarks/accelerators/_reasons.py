@@ -28,7 +28,6 @@ _COMPOSED = (
 
 REASONS: dict[str, str] = {
     "gaussian_kl": "The terms are summed twice, once scaled, so that no partial sum overflows.",
-    "gaussian_nll": _COMPOSED,
     "general_robust_loss(alpha=0.5)": _COMPOSED,
     "kl_divergence": _COMPOSED,
     "softmax_cross_entropy": _CONFIDENT,
