@@ -27,7 +27,7 @@ def _finite(x):
 
 
 def _quick_kl(lp, t):
-    # In one call, as the slopes ask for the same numbers in others: XLA merges calls that are alike.
+    # In one call, as the slopes ask for the same numbers in others: XLA merges calls alike.
     ends = smallest(t.dtype), -largest(t.dtype), largest(t.dtype)
     least, low, high, nought = constants(t, *ends, 0)
     y = t * (jnp.log(jnp.maximum(t, least)) - jnp.minimum(jnp.maximum(lp, low), high))
