@@ -36,7 +36,7 @@ def planned(trees: Sequence[str]) -> int:
 
 
 def _forms() -> list[tuple[str, str]]:
-    joined = [arm for arm in (*COST, *FLOORS) if arm in GUARDS or arm in FLOORS]
+    joined = [*(arm for arm in COST if arm in GUARDS), *FLOORS]
     return [(arm, "update") for arm in (*COST, *FLOORS)] + [(a, "guarded_apply") for a in joined]
 
 
@@ -47,10 +47,10 @@ def _together(
     grads = gradients(params)
     runs, carries, compiling = {}, {}, {}
     for arm, form in _forms():
-        tx = adam() if arm in FLOORS else ARMS[arm]()
         if arm in FLOORS:
-            step = by_hand(arm, together=form != "update")
+            tx, step = adam(), by_hand(arm, together=form != "update")
         else:
+            tx = ARMS[arm]()
             step = two_calls(tx) if form == "update" else one_call(tx)
         carry = jax.tree.map(jnp.array, params), tx.init(params)
         lowered = jax.jit(step, donate_argnums=(0, 1) if donated else ()).lower(*carry, grads)
