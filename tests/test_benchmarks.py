@@ -186,7 +186,7 @@ def test_command_writes_json_page_and_picture(tmp_path, capsys):
 
 
 def test_scenarios_are_told_and_tuned():
-    assert [s.number for s in SCENARIOS.values()] == list(range(1, 22))
+    assert [s.number for s in SCENARIOS.values()] == list(range(1, 25))
     rates = json.loads(RATES.read_text())
     for scenario in SCENARIOS.values():
         assert scenario.title

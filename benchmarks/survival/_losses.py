@@ -54,6 +54,11 @@ def smoothed_cross_entropy(share: float):
     return loss
 
 
+def scaled_cross_entropy(factor: float):
+    """optax's cross-entropy times a factor, which the optimizer must take out of the gradient."""
+    return lambda outputs, labels, values: factor * optax_cross_entropy(outputs, labels, values)
+
+
 def clipped_bce(low: float, high: float):
     """Binary cross-entropy by hand, from probabilities clipped to `[low, high]`."""
 
