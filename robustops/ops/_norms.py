@@ -243,7 +243,7 @@ def safe_norm(
         (([inf, 1.0],), [1.0, 0.0], None),
         (([nan, 1.0],), [nan, nan], None),
     ],
-    ulps=(4, 8),
+    ulps=(4, 12),
     hint="x / ||x|| of a zero vector is 0 / 0: use robustops.safe_normalize, which gives 0.",
     cost="One pass more than the naive form, for the largest magnitude.",
 )
