@@ -119,3 +119,31 @@ def test_figures_are_those_of_a_hand_count(target, tmp_path):
     assert value["bytes"] == pytest.approx(2 * size, rel=0.01)
     assert gradient["bytes"] == pytest.approx(2 * size, rel=0.01)
     assert (tmp_path / "state.jsonl").read_text().count("\n") == 4
+
+
+def test_a_compiler_works_ahead_and_answers_for_the_case_asked(monkeypatch, tmp_path):
+    echo = "import sys\nfor line in sys.stdin: print([len(line.strip())], flush=True)"
+    start, started = _measure.subprocess.Popen, []
+    popen = lambda argv, **how: started.append(argv) or start([argv[0], "-c", echo], **how)
+    monkeypatch.setattr(_measure.subprocess, "Popen", popen)
+    compiler = _measure._Compiler("h100", tmp_path / "state")
+    for case in ("a", "bb", "bb", "ccc"):
+        compiler.ask(case)
+    assert compiler.answer("bb") == [2]
+    assert compiler.answer("ccc") == [3]
+    compiler.ask("dddd")
+    assert compiler.answer("dddd") == [4]
+    compiler.close()
+    assert len(started) == 1
+
+
+def test_a_compiler_that_ends_says_why_and_starts_again(monkeypatch, tmp_path):
+    start = _measure.subprocess.Popen
+    popen = lambda argv, **how: start([argv[0], "-c", "raise SystemExit('no memory')"], **how)
+    monkeypatch.setattr(_measure.subprocess, "Popen", popen)
+    compiler = _measure._Compiler("h100", tmp_path / "state")
+    for _ in range(2):
+        compiler.ask("a")
+        with pytest.raises(RuntimeError, match="the compiler for h100 ended: no memory"):
+            compiler.answer("a")
+    compiler.close()

@@ -15,7 +15,7 @@ pytest.importorskip("sklearn")
 from benchmarks import __main__ as command
 from benchmarks._rows import read_rows
 from benchmarks.report import page
-from benchmarks.survival import ARMS, SCENARIOS, run, summary, verify
+from benchmarks.survival import ARMS, SCENARIOS, _cli, run, summary, verify
 from benchmarks.survival._arms import no_scaling, recipe, robust_scaling, standard_scaling
 from benchmarks.survival._data import Split, moments
 from benchmarks.survival._picture import overview
@@ -211,6 +211,18 @@ def test_tuning_repeats_the_frozen_rates():
         assert {arm: each["rate"] for arm, each in found.items()} == {
             arm: each["rate"] for arm, each in rates[key].items()
         }
+
+
+def test_quick_run_is_of_some_scenarios(monkeypatch):
+    asked = {}
+    run = lambda only, seeds, levels, **_: asked.update(only=only, seeds=seeds, levels=levels) or []
+    for name, stub in (("run", run), ("conclude", lambda *_: 0), ("table", str), ("sentence", str)):
+        monkeypatch.setattr(_cli, name, stub)
+    _cli.main(["--quick"])
+    assert set(asked["only"]) < set(SCENARIOS)
+    assert (asked["levels"], asked["seeds"]) == ("quick", 1)
+    _cli.main(["--quick", "--only", "rnn"])
+    assert asked["only"] == ["rnn"]
 
 
 def test_default_run_is_three_levels_of_one_seed():

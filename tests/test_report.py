@@ -168,6 +168,9 @@ def test_all_runs_every_suite_into_one_file(tmp_path, monkeypatch, capsys):
     assert asked["optimizers"] == common
     assert asked["speed"] == [*common, "--peers", "jax"]
     assert list(asked) == list(command.SUITES)
+    command.main(["all", "--full", "--json", str(tmp_path / "rows.jsonl")])
+    assert asked["speed"][0] == "--full"
+    assert asked["models"] == ["--seeds", "2", *common[1:]]
     assert "survival is left out: no flax" in capsys.readouterr().out
     text = (tmp_path / "index.html").read_text()
     assert f"{len(command.SUITES) - 1} rows that are errors" in text

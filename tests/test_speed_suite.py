@@ -14,7 +14,7 @@ from benchmarks._losses import LABELS, OF, cases
 from benchmarks._peers import Peer, compiled, load
 from benchmarks._rows import read_rows
 from benchmarks.report import page
-from benchmarks.speed import _measure, run, summary, verify
+from benchmarks.speed import _cli, _measure, run, summary, verify
 from benchmarks.speed._report import sentence
 from robustops._spec import OPS
 
@@ -74,6 +74,40 @@ def test_summary_is_a_geometric_mean_over_the_cases():
     assert "robustops takes 4.00x naive (value, 2 cases, at most 8.00x: b float32)" in sentence(
         rows
     )
+
+
+def test_summary_leaves_out_the_sizes_of_the_scaling():
+    rows = [
+        *(
+            made(op, library, 2 if library == "robustops" else 1)
+            for op in "ab"
+            for library in MEASURED
+        ),
+        *(made("a", library, 9) | {"elements": 1000} for library in MEASURED),
+        *(made("a", library, 8) | {"dtype": "bfloat16", "elements": 4} for library in MEASURED),
+    ]
+    of = summary(rows)["naive", "value"]
+    assert (of["cases"], of["worst_op"]) == (3, "a float32")
+    assert of["mean"] == pytest.approx((2 * 2 * 1) ** (1 / 3))
+    assert "1 elements of float32, 4 elements of bfloat16, medians of 1 " in sentence(rows)
+
+
+def test_full_times_the_second_dtype_beside_the_naive_form_and_some_ops_at_all_sizes(monkeypatch):
+    asked = []
+
+    def note(ops, dtypes, peers, *, elements, **_):
+        asked.append((ops, dtypes, [peer.name for peer in peers], elements))
+        return []
+
+    for name, stub in (("run", note), ("conclude", lambda *_: 0), ("sentence", str)):
+        monkeypatch.setattr(_cli, name, stub)
+    _cli.main(["--full", "--ops", "safe_log", "safe_div", "--peers", "jax"])
+    both = ["safe_log", "safe_div"]
+    assert asked == [
+        (both, ["float32"], ["jax"], [2**24]),
+        (both, ["bfloat16"], [], [2**22]),
+        (["safe_log"], ["float32"], ["jax"], _measure.SCALING),
+    ]
 
 
 @pytest.mark.parametrize("name", cases())

@@ -1,12 +1,13 @@
 """Kernels and bytes of every case on every target, ours over the usual form's."""
 
 import contextlib
+import functools
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .._command import choose
@@ -54,13 +55,24 @@ def run(
     chosen = choose("op", ops, names())
     state.parent.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for target in installed() if targets is None else choose("target", targets, TARGETS):
-        problem = TARGETS[target].problem()
-        if problem:
-            raise ValueError(f"{target}: {problem}")
-        for case, measure in _compiled(target, chosen, state):
-            rows += once({"suite": "accelerators", "target": target, "case": case}, measure)
-            advance(f"{target}: {case}", 1)
+    with contextlib.ExitStack() as stack:
+        compilers = {}
+        for target in installed() if targets is None else choose("target", targets, TARGETS):
+            problem = TARGETS[target].problem()
+            if problem:
+                raise ValueError(f"{target}: {problem}")
+            compilers[target] = stack.enter_context(contextlib.closing(_Compiler(target, state)))
+        for case in chosen:
+
+            def measure(mine: _Compiler, case: str = case) -> list[Row]:
+                for each in compilers.values():  # they compile side by side
+                    each.ask(case)
+                return _compared(mine.answer(case))
+
+            for target, compiler in compilers.items():
+                unit = {"suite": "accelerators", "target": target, "case": case}
+                rows += once(unit, functools.partial(measure, compiler))
+                advance(f"{target}: {case}", 1)
     return rows
 
 
@@ -69,48 +81,59 @@ def installed() -> list[str]:
     return [name for name, target in TARGETS.items() if target.problem() is None]
 
 
-def _compiled(
-    target: str, cases: Sequence[str], state: Path
-) -> Iterator[tuple[str, Callable[[], list[Row]]]]:
-    """For each case what gives its rows; one process compiles for all, once it is asked."""
-    process: subprocess.Popen | None = None
-    complaints = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block
+class _Compiler:
+    """A process that compiles for one target, started when it is first asked."""
 
-    def start() -> subprocess.Popen:
-        worker = [sys.executable, "-m", "benchmarks.accelerators._worker", target, str(state)]
-        return subprocess.Popen(
-            worker,
-            env={**os.environ, **ENVIRONMENT},
-            cwd=CHECKOUT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            text=True,
-        )
+    def __init__(self, target: str, state: Path):
+        self._target, self._state = target, state
+        self._process: subprocess.Popen | None = None
+        self._complaints = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block
+        self._asked: list[str] = []
 
-    def rows_of(case: str) -> list[Row]:
-        nonlocal process
-        process = process or start()
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # below it says why
-            print(case, file=process.stdin, flush=True)
-        line = process.stdout.readline()
-        if not line:
-            process.wait()
-            process = None
-            complaints.seek(0)
-            last = complaints.read().strip().splitlines()[-1:] or ["it gave no reason"]
-            raise RuntimeError(f"the compiler for {target} ended: {last[0]}")
-        return _compared(json.loads(line))
+    def ask(self, case: str) -> None:
+        """Begins to compile a case, unless that is being done."""
+        if case in self._asked:
+            return
+        if self._process is None:
+            worker = "benchmarks.accelerators._worker"
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", worker, self._target, str(self._state)],
+                env={**os.environ, **ENVIRONMENT},
+                cwd=CHECKOUT,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._complaints,
+                text=True,
+            )
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # `answer` says why
+            print(case, file=self._process.stdin, flush=True)
+        self._asked.append(case)
 
-    try:
-        for case in cases:
-            yield case, lambda case=case: rows_of(case)
-    finally:
-        if process is not None:
-            process.communicate()
-        complaints.close()
+    def answer(self, case: str) -> list[Row]:
+        """The rows of a case that was asked for; answers before it, which nobody wants, are lost.
+
+        Raises:
+          RuntimeError: the process ended.
+        """
+        assert self._process is not None
+        assert self._process.stdout is not None
+        while True:
+            line = self._process.stdout.readline()
+            if not line:
+                self._process.communicate()
+                self._process, self._asked = None, []
+                self._complaints.seek(0)
+                last = self._complaints.read().strip().splitlines()[-1:] or ["it gave no reason"]
+                raise RuntimeError(f"the compiler for {self._target} ended: {last[0]}")
+            if self._asked.pop(0) == case:
+                return json.loads(line)
+
+    def close(self) -> None:
+        """Ends the process."""
+        if self._process is not None:
+            self._process.communicate()
+        self._complaints.close()
 
 
 def _compared(rows: list[Row]) -> list[Row]:

@@ -93,7 +93,7 @@ def _errors(row: Row | None, kind: str) -> Cell:
 
 def speed(rows: Sequence[Row]) -> tuple[list[Tile], str]:
     """Tiles and section of the speed suite."""
-    from ..speed._measure import summary
+    from ..speed._measure import main_rows, summary
     from ..speed._report import sentence
 
     found = summary(rows)
@@ -106,12 +106,10 @@ def speed(rows: Sequence[Row]) -> tuple[list[Tile], str]:
         for other, words in (("fastest peer", "the fastest peer's"), ("naive", "the naive form's"))
         if (other, "gradient") in found
     ]
-    largest = max(row["elements"] for row in rows)
     cells: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in rows:
-        if row["elements"] == largest:
-            key = row["op"], row["dtype"], row["mode"]
-            cells.setdefault(key, {})[row["library"]] = row["ratio"]
+    for row in main_rows(rows):
+        key = row["op"], row["dtype"], row["mode"]
+        cells.setdefault(key, {})[row["library"]] = row["ratio"]
     made = [paragraph(sentence(rows))]
     headings = {
         "gradient": "value and gradient: time over that of a copy",

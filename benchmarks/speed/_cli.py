@@ -40,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
     size = size_options(
         made,
         f"{QUICK_ELEMENTS:,} elements, {QUICK_ROUNDS} rounds",
-        f"{FULL_ELEMENTS:,} elements, float32 and bfloat16, and {', '.join(SCALED)} at other sizes",
+        f"{FULL_ELEMENTS['float32']:,} elements; {FULL_ELEMENTS['bfloat16']:,} of bfloat16 beside "
+        f"the naive forms; {', '.join(SCALED)} at other sizes",
     )
     size.add_argument(
         "--elements", type=int, nargs="+", metavar="N", help=f"one or more sizes ({ELEMENTS:,})"
@@ -64,32 +65,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     if chosen.list:
         out.print("\n".join(cases()))
         return 0
-    sizes = (
-        [QUICK_ELEMENTS]
-        if chosen.quick
-        else [FULL_ELEMENTS]
-        if chosen.full
-        else chosen.elements or [ELEMENTS]
-    )
-    rounds = (
-        chosen.rounds if chosen.rounds is not None else QUICK_ROUNDS if chosen.quick else ROUNDS
-    )
+    quick, full = chosen.quick, chosen.full
+    sizes = chosen.elements or [QUICK_ELEMENTS if quick else ELEMENTS]
+    rounds = chosen.rounds if chosen.rounds is not None else QUICK_ROUNDS if quick else ROUNDS
     begin = time.perf_counter()
     try:
         ops = choose("op", chosen.ops, cases())
-        asked = chosen.dtypes or ["float32", *(["bfloat16"] if chosen.full else [])]
-        dtypes = choose("dtype", asked, DTYPES)
-        scaled = [op for op in SCALED if op in ops] if chosen.full else []
-        others = [n for n in SCALING if n not in sizes]
+        asked = chosen.dtypes or (FULL_ELEMENTS if full else ["float32"])
+        dtypes = choose("dtype", list(asked), DTYPES)
         peers, missing = load(chosen.peers)
+        plan = [(ops, dtype, sizes, peers) for dtype in dtypes]
+        if full:
+            plan = [
+                (ops, dtype, [FULL_ELEMENTS.get(dtype, ELEMENTS)], peers if i == 0 else [])
+                for i, dtype in enumerate(dtypes)
+            ]
+            plan.append(([op for op in SCALED if op in ops], dtypes[0], SCALING, peers))
+        plan = [part for part in plan if part[0]]
         kept = journal(chosen)
         for line in missing:
             out.print(line, highlight=False, markup=False)
-        with progress(len(ops) * len(dtypes) * len(sizes) + len(scaled) * len(others)) as advance:
-            how = {"rounds": rounds, "once": kept.once, "advance": advance}
-            rows = run(ops, dtypes, peers, elements=sizes, **how)
-            if scaled:
-                rows += run(scaled, ["float32"], peers, elements=others, **how)
+        with progress(sum(len(names) * len(sizes) for names, _, sizes, _ in plan)) as advance:
+            how = {"rounds": rounds, "calls": not quick, "once": kept.once, "advance": advance}
+            rows = [
+                row
+                for names, dtype, sizes, beside in plan
+                for row in run(names, [dtype], beside, elements=sizes, **how)
+            ]
     except ValueError as error:
         options.error(str(error))
     return conclude(

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ OURS = "robustops"
 DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
 ELEMENTS = 2**22
 QUICK_ELEMENTS = 2**20
-FULL_ELEMENTS = 2**24
+FULL_ELEMENTS = {"float32": 2**24, "bfloat16": 2**22}
+"""The second beside the naive forms only, and smaller, for the time that it takes."""
 ROUNDS = 15
 QUICK_ROUNDS = 7
 SCALED = ("safe_log", "safe_norm", "softmax", "sigmoid_binary_cross_entropy")
@@ -38,6 +40,7 @@ def run(
     *,
     elements: int | Sequence[int] = ELEMENTS,
     rounds: int = ROUNDS,
+    calls: bool = True,
     once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
@@ -53,6 +56,7 @@ def run(
       peers: libraries beside the naive and the double-where form; None for all installed.
       elements: size of each array argument, or several; reductions have rows of 128.
       rounds: number of rounds.
+      calls: whether to time an eager call, tracing and compiling too.
       once: measures a unit, an op at one size in one dtype, unless its rows are kept.
       advance: called with an op's name and 1 for each unit done.
 
@@ -77,16 +81,19 @@ def run(
                 unit = {"suite": "speed", "op": name, "dtype": dtype, "elements": size}
                 rows += once(
                     unit | {"rounds": rounds},
-                    lambda args=(known[name], dtype, peers, size, rounds): _measure(*args),
+                    lambda args=(known[name], dtype, peers, size, rounds, calls): _measure(*args),
                 )
                 advance(f"{name}: {dtype}", 1)
     return rows
 
 
-def _measure(op: Op, dtype: str, peers: Sequence[Peer], elements: int, rounds: int) -> list[Row]:
+def _measure(
+    op: Op, dtype: str, peers: Sequence[Peer], elements: int, rounds: int, calls: bool
+) -> list[Row]:
     arrays = inputs(op, DTYPES[dtype], elements)
     labels = labels_of(op, arrays[0])
-    rows, calls = overhead(op, arrays), []  # before anything of the op has been compiled
+    rows = overhead(op, arrays) if calls else []  # before anything of the op has been compiled
+    timed = []
     copy, _ = compiled(lambda x: x + 1, arrays[:1])
     copy()
     for library, fn, thunks in _implementations(op, peers):
@@ -102,9 +109,9 @@ def _measure(op: Op, dtype: str, peers: Sequence[Peer], elements: int, rounds: i
             except Exception as error:  # A peer that refuses a dtype is a row of the table.
                 row["error"] = said(error)
                 continue
-            calls.append((row, thunk))
+            timed.append((row, thunk))
     for (row, _), (ratios, seconds) in zip(
-        calls, _interleaved(copy, [thunk for _, thunk in calls], rounds), strict=True
+        timed, _interleaved(copy, [thunk for _, thunk in timed], rounds), strict=True
     ):
         low, middle, high = (float(q) for q in np.quantile(ratios, (0.25, 0.5, 0.75)))
         row |= {"ratio": middle, "ratio_low": low, "ratio_high": high, "seconds": seconds}
@@ -213,17 +220,25 @@ def verify(
             assert 0 < row["ratio_low"] <= row["ratio"] <= row["ratio_high"] < math.inf, row
 
 
+def main_rows(rows: Sequence[Row]) -> list[Row]:
+    """Of each dtype the rows at the size at which most was timed: not those of the scaling."""
+    counts = Counter((row["dtype"], row["elements"]) for row in rows)
+    most: dict[str, int] = {}
+    for (dtype, elements), _ in sorted(counts.items(), key=lambda item: item[1]):
+        most[dtype] = elements
+    return [row for row in rows if row["elements"] == most[row["dtype"]]]
+
+
 def summary(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
     """For each other library, and the fastest peer, and mode: our time over theirs, geometric mean.
 
-    At the largest size, if there are several. The fastest peer of an op is the fastest of jax,
-    optax, scipy, tfp, torch and keras that have it.
+    Of `main_rows`. The fastest peer of an op is the fastest of jax, optax, scipy, tfp, torch and
+    keras that have it.
     """
-    largest = max(row["elements"] for row in rows)
     known = {
         (row["op"], row["dtype"], row["mode"], row["library"]): row["ratio"]
-        for row in rows
-        if row["error"] is None and row["elements"] == largest
+        for row in main_rows(rows)
+        if row["error"] is None
     }
     found: dict[tuple[str, str], dict[str, float]] = {}
     for (op, dtype, mode, library), ratio in known.items():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ._measure import OURS, Row, summary
+from ._measure import OURS, Row, main_rows, summary
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -45,14 +45,15 @@ def sentence(rows: Sequence[Row]) -> str:
                 f"{of['mean']:.2f}x {library} ({mode}, {of['cases']} cases, at most "
                 f"{of['worst']:.2f}x: {of['worst_op']})"
             )
-    largest = max(row["elements"] for row in rows)
+    sizes = dict.fromkeys((row["dtype"], row["elements"]) for row in main_rows(rows))
+    sized = ", ".join(f"{elements:,} elements of {dtype}" for dtype, elements in sizes)
     calls = ", ".join(
         f"{found['naive', mode]['mean']:.2f}x to {words}"
         for mode, words in (("eager", "call eagerly"), ("trace", "trace"), ("compile", "compile"))
         if ("naive", mode) in found
     )
     return (
-        f"Time on {first['device']}, {largest:,} elements, medians of "
-        f"{first['rounds']} interleaved rounds, geometric means over the cases: {OURS} takes "
+        f"Time on {first['device']}, {sized}, medians of {first['rounds']} "
+        f"interleaved rounds, geometric means over the cases: {OURS} takes "
         f"{'; '.join(parts)}." + (f" Of the naive form's time it takes {calls}." if calls else "")
     )

@@ -21,6 +21,7 @@ from ._picture import pyplot, write_picture
 from ._report import listing, sentence, table
 from ._runner import (
     GRID,
+    QUICK,
     SCENARIOS,
     TUNING_SEEDS,
     choose_levels,
@@ -46,7 +47,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--arms", type=names, metavar="A,B", help=f"arms, of {', '.join(ARMS)}")
     made.add_argument("--seeds", type=int, metavar="N", help="number of seeds (1; 5 with --full)")
     made.add_argument("--levels", metavar="I,J", help="quick, all, or indices of levels")
-    size_options(made, "three levels and one seed, the default", "all levels and five seeds")
+    size_options(
+        made,
+        f"{len(QUICK)} scenarios; like the default, three levels and one seed",
+        "all levels and five seeds",
+    )
     output_options(made)
     made.add_argument("--picture", type=Path, metavar="FILE.svg", help="write an overview")
     made.add_argument("--list", action="store_true", help="list the scenarios and stop")
@@ -102,6 +107,7 @@ def _selection(chosen: argparse.Namespace) -> dict[str, Any]:
                 f"--levels must be quick, all or indices such as 0,2, got {levels!r}"
             ) from None
     seeds = chosen.seeds if chosen.seeds is not None else (5 if chosen.full else 1)
-    for name in choose("scenario", chosen.only, SCENARIOS):
+    only = chosen.only or (QUICK if chosen.quick else None)
+    for name in choose("scenario", only, SCENARIOS):
         choose_levels(SCENARIOS[name], levels)
-    return {"only": chosen.only, "arms": chosen.arms, "seeds": seeds, "levels": levels}
+    return {"only": only, "arms": chosen.arms, "seeds": seeds, "levels": levels}

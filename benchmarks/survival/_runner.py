@@ -23,6 +23,19 @@ from ._train import Outcome, trainer
 SCENARIOS: Mapping[str, Scenario] = dict(
     sorted(_REGISTERED.items(), key=lambda item: item[1].number)
 )
+QUICK = (
+    "autoencoder-tanh",
+    "high-rate",
+    "clip-bce",
+    "outlier-regression",
+    "division",
+    "sigmoid-raw",
+    "log-square",
+    "nan-cells",
+    "variance-cancellation",
+    "weight-decay",
+)
+"""Scenarios of a quick run; nearly all of its time is compilation, one for each arm of each."""
 RATES = Path(__file__).with_name("rates.json")
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 FIRST_SEED = 10
