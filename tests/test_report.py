@@ -15,8 +15,11 @@ pytest.importorskip("sklearn", reason="benchmarks need the extra 'benchmarks'")
 from benchmarks import __main__ as command
 from benchmarks import accuracy, optimizers, speed, survival
 from benchmarks._compare import compare
+from benchmarks._peers import PEERS
 from benchmarks._rows import CHECKOUT, Journal, read_rows
 from benchmarks.report import page
+from benchmarks.report._plot import legend
+from benchmarks.report._style import STYLE
 
 STAMP = {"suite", "device", "machine", "versions", "error"}
 RESULTS = CHECKOUT / "benchmarks/results"
@@ -223,6 +226,13 @@ def test_page_is_well_formed_and_self_contained(rows):
     for suite in (survival, accuracy, speed, optimizers):
         mine = [row for row in rows if row["suite"] == suite.__name__.split(".")[-1]]
         assert escape(suite._report.sentence(mine)) in text
+
+
+def test_each_library_has_a_colour_of_its_own():
+    names = ["robustops", "naive", "double where", *PEERS]
+    used = re.findall(r"--c\d", legend(names))
+    assert len(set(used)) == len(names)
+    assert all(f"{colour}: light-dark(" in STYLE for colour in used)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -8,6 +8,8 @@ Points = Sequence[tuple[float, float | None]]
 
 WIDTH, HEIGHT = 360, 240
 LEFT, RIGHT, TOP, BOTTOM = 42, 8, 18, 34
+COLOURS = 9
+"""Of the style sheet: as many as there are libraries and forms of one function."""
 
 
 def errors(series: Mapping[str, Points], label: str) -> str:
@@ -36,7 +38,7 @@ def errors(series: Mapping[str, Points], label: str) -> str:
             h = TOP + 2 if y is None else up(min(math.log10(max(y, 0.1)), 8.6))
             parts.append(
                 f'<circle cx="{across(_symlog(x)):.1f}" cy="{h:.1f}" r="{2.6 - 0.2 * place:.1f}" '
-                f'fill="var(--c{place % 7})" fill-opacity="0.8"/>'
+                f'fill="var(--c{place % COLOURS})" fill-opacity="0.8"/>'
             )
     return _svg(parts, f"errors in ulps against {label}")
 
@@ -61,14 +63,14 @@ def lines(series: Mapping[str, Points], across_label: str, up_label: str) -> str
     for place, each in enumerate(series.values()):
         at = [(across(math.log10(x)), up(math.log10(y))) for x, y in each if y]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in at)
-        parts.append(f'<path class="line" stroke="var(--c{place % 7})" d="M{path}"/>')
+        parts.append(f'<path class="line" stroke="var(--c{place % COLOURS})" d="M{path}"/>')
     return _svg(parts, f"{up_label} against {across_label}")
 
 
 def legend(names: Sequence[str]) -> str:
     """The colours of the series."""
     items = (
-        f'<span><i style="background:var(--c{place % 7})"></i>{escape(name)}</span>'
+        f'<span><i style="background:var(--c{place % COLOURS})"></i>{escape(name)}</span>'
         for place, name in enumerate(names)
     )
     return f'<p class="key">{"".join(items)}</p>'

@@ -11,7 +11,8 @@ STYLE = """
   --c0: light-dark(#1f5a94, #6fb1f0); --c1: light-dark(#8a8f94, #8e979f);
   --c2: light-dark(#c2571a, #f08f4e); --c3: light-dark(#2e7d4f, #5cc48a);
   --c4: light-dark(#8e44ad, #c58be0); --c5: light-dark(#b8860b, #e0b84a);
-  --c6: light-dark(#b03a5b, #ee7d9c);
+  --c6: light-dark(#b03a5b, #ee7d9c); --c7: light-dark(#0e8a8a, #4fcfcf);
+  --c8: light-dark(#6b4f3a, #c3a288);
 }
 * { box-sizing: border-box; }
 body { font: 16px/1.55 system-ui, sans-serif; color: var(--ink); background: var(--back);
