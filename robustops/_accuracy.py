@@ -213,8 +213,9 @@ def truth_at(op: Op, dtype: Any, arrays: list[np.ndarray]) -> Truth:
         of_value,
         [np.asarray(d, dtype=object) for d in derivatives],
         np.asarray(magnitudes, dtype=object),
-        # A saturated value goes on as a constant: its derivative is not the true one either.
-        np.logical_and.reduce(_representable(of_value, dtype), axis=1),
+        # A saturated value goes on as a constant: its derivative is not the true one either. One
+        # that rounds to the largest number counts as saturated.
+        np.logical_and.reduce(_representable(of_value, dtype, saturated=False), axis=1),
     )
 
 
@@ -259,9 +260,9 @@ def _row_errors(
     return np.fmax.reduce(found, axis=1)
 
 
-def _representable(want: np.ndarray, dtype: Any) -> np.ndarray:
+def _representable(want: np.ndarray, dtype: Any, saturated: bool = True) -> np.ndarray:
     info = jnp.finfo(dtype)
-    low, high = float(info.tiny), float(info.max)
+    low, high = float(info.tiny), float(info.max) * (1 if saturated else 1 - float(info.eps) / 4)
     return np.vectorize(lambda v: v == 0 or low <= abs(v) <= high, otypes=[bool])(want)
 
 

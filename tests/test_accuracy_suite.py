@@ -19,7 +19,7 @@ from benchmarks._rows import read_rows
 from benchmarks.accuracy import _exhaustive as exhaustive
 from benchmarks.accuracy import _measure, run, summary, verify, verify_exhaustive
 from benchmarks.accuracy._report import exhaustive_sentence, sentence
-from robustops._accuracy import errors, true_values
+from robustops._accuracy import errors, true_values, truth_at
 from robustops._spec import OPS
 from robustops.testing import Op, ulp_distance
 
@@ -61,6 +61,22 @@ def test_known_faults_of_others_are_found(rows):
 def test_same_seed_same_rows(rows):
     again = run(["sigmoid"], ["float32"], load(["jax"])[0], samples=60)
     assert again == [row for row in rows if row["op"] == "sigmoid"]
+
+
+def test_a_value_that_rounds_to_the_largest_number_is_not_compared():
+    # 65502.6, 65483.7 and 65469.9; the largest numbers of float16 are 65472 and 65504.
+    pairs = [np.array(a, np.float16) for a in ([47936, 46304, 47936], [44640, 46304, 44592])]
+    truth = truth_at(OPS["safe_hypot"], jnp.float16, pairs)
+    assert truth.compared.tolist() == [False, True, True]
+
+
+def test_a_dtype_that_holds_none_of_the_true_values_is_no_fault():
+    name = "softmax_cross_entropy(margin)"
+    found = run([name], ["float16"], [], samples=20)
+    assert found[0]["compared"] == 0
+    verify(found, [name], ["float16"])
+    with pytest.raises(AssertionError, match="no value of 3 points was compared"):
+        verify([found[0] | {"compared": 3}], [name], ["float16"])
 
 
 def test_verify_refuses_missing_and_wrong_rows(rows):
