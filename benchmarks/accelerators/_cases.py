@@ -14,12 +14,15 @@ from robustops.testing import Op
 
 from .._losses import LOSSES, cases
 from .._peers import load
-from ..optimizers._arms import ARMS, BARE, GUARDS, one_call, two_calls
+from ..optimizers._arms import ARMS, BARE, GUARDS, adam, one_call, two_calls
+from ..optimizers._floor import FLOORS, by_hand
 
 ELEMENTS = 2**26
 """Fewer would stay in a TPU's on-chip memory, and not be counted."""
 WIDTH = 128
 OURS = "robustops"
+FLOOR = "by hand"
+"""A gate around this one Adam that does nothing else: what the least guard costs."""
 
 
 class Program(NamedTuple):
@@ -56,13 +59,13 @@ BARE_STEP = "optax"
 
 
 def names() -> list[str]:
-    """All cases: ops, losses, guards and train steps."""
-    return [*cases(), *GUARDS, *STEPS]
+    """All cases: ops, losses, guards, gates written by hand, and train steps."""
+    return [*cases(), *GUARDS, *FLOORS, *STEPS]
 
 
 def programs(case: str) -> dict[tuple[str, str], Program]:
     """The programs of a case by (mode, library), the one that ours is compared with among them."""
-    if case in GUARDS:
+    if case in GUARDS or case in FLOORS:
         return _guards(case)
     if case in STEPS:
         return _steps(STEPS[case])
@@ -95,15 +98,20 @@ def _guards(case: str) -> dict[tuple[str, str], Program]:
         for _ in range(20)
     ]
 
-    def program(arm: str, form: Callable) -> Program:
-        tx = ARMS[arm]()
-        return Program(form(tx), (params, jax.eval_shape(tx.init, params), params), (0, 1))
+    def program(tx: Any, step: Callable) -> Program:
+        return Program(step, (params, jax.eval_shape(tx.init, params), params), (0, 1))
 
-    bare = program(BARE, two_calls)
+    bare = program(adam(), two_calls(adam()))
+    if case in FLOORS:
+        library, tx = FLOOR, adam()
+        update, joined = (by_hand(case, together) for together in (False, True))
+    else:
+        library, tx = OURS, ARMS[case]()
+        update, joined = two_calls(tx), one_call(tx)
     return {
-        ("update", OURS): program(case, two_calls),
+        ("update", library): program(tx, update),
         ("update", BARE): bare,
-        ("guarded_apply", OURS): program(case, one_call),
+        ("guarded_apply", library): program(tx, joined),
         ("guarded_apply", BARE): bare,
     }
 

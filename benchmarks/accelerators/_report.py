@@ -5,14 +5,18 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from ._measure import LIMIT, OURS, Row
+from ._measure import LIMIT, OURS, WITH_RATIO, Row
 
 
 def table(rows: Sequence[Row]) -> Table:
     """One line for each case and mode: bytes and kernels over the other's, by target."""
-    ours = [row for row in rows if row["library"] == OURS]
+    ours = [row for row in rows if row["library"] in WITH_RATIO]
     targets = list(dict.fromkeys(row["target"] for row in ours))
-    other = {(row["case"], row["mode"]): row["library"] for row in rows if row["library"] != OURS}
+    other = {
+        (row["case"], row["mode"]): row["library"]
+        for row in rows
+        if row["library"] not in WITH_RATIO
+    }
     made = Table(show_edge=False, pad_edge=False)
     for heading in ("case", "mode", "over", *targets):
         made.add_column(heading, no_wrap=True)

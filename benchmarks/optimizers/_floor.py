@@ -18,6 +18,8 @@ from ._arms import EPS, adam
 
 FLOORS = {
     "by hand, gradient": (False, None),
+    "by hand, clip, gradient": (False, "norm"),
+    "by hand, AGC, gradient": (False, "units"),
     "by hand": (True, None),
     "by hand, clip": (True, "norm"),
     "by hand, AGC": (True, "units"),
