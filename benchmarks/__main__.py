@@ -8,7 +8,11 @@ from importlib import import_module
 SUITES = ("survival", "accuracy", "speed", "optimizers", "accelerators", "models")
 """Subpackages with a `main(argv)`; imported when they run, since each needs other packages."""
 WITH_PEERS = ("accuracy", "speed")
-IN_FULL = {"accuracy": [], "models": ["--seeds", "2"]}
+IN_FULL = {
+    "accuracy": [],
+    "speed": ["--full", "--peers", "jax", "optax", "torch"],
+    "models": ["--seeds", "2"],
+}
 """What `all --full` gives a suite in place of `--full`, to end within two hours on two cores."""
 
 
@@ -40,8 +44,8 @@ def _every(argv: Sequence[str]) -> int:
     size_options(
         options,
         "the smallest size of each: ten minutes on two cores",
-        "the largest size of each, but accuracy in 1000 samples and models in float32 with two "
-        "seeds: two hours",
+        "the largest size of each in two hours: accuracy in 1000 samples, speed beside jax, optax "
+        "and torch, models in float32 with two seeds",
     )
     options.add_argument(
         "--peers", nargs="+", metavar="P", help="libraries beside ours, in accuracy and speed"

@@ -172,7 +172,8 @@ def test_all_runs_every_suite_into_one_file(tmp_path, monkeypatch, capsys):
     assert asked["speed"] == [*common, "--peers", "jax"]
     assert list(asked) == list(command.SUITES)
     command.main(["all", "--full", "--json", str(tmp_path / "rows.jsonl")])
-    assert asked["speed"][0] == "--full"
+    assert asked["survival"] == ["--full", *common[1:]]
+    assert asked["speed"] == [*"--full --peers jax optax torch".split(), *common[1:]]
     assert asked["models"] == ["--seeds", "2", *common[1:]]
     assert "survival is left out: no flax" in capsys.readouterr().out
     text = (tmp_path / "index.html").read_text()
