@@ -1,5 +1,6 @@
 """Clipping keeps the direction of any finite gradient, at fixed and at learned thresholds."""
 
+import re
 from typing import Any
 
 import chex
@@ -246,3 +247,21 @@ def test_learned_clippers_say_what_is_wrong():
         optim.clip_by_zscore(-1)
     with pytest.raises(ValueError, match="clip_by_zscore: decay must be >= 0 and < 1, got 1"):
         optim.clip_by_zscore(decay=1)
+
+
+@pytest.mark.skipif(
+    jax.__version_info__ < (0, 11), reason="XLA of jax 0.10 takes barriers away before it fuses"
+)
+def test_no_kernel_grows_with_the_number_of_leaves():
+    # XLA walks through a kernel for each operand that it fuses into it: 400 leaves in one chain of
+    # scalars took two minutes to compile.
+    def largest(leaves):
+        params = [jnp.ones((3, 4)) for _ in range(leaves)]
+        tx = optim.guard(optax.sgd(0.1), clipping=0.01)
+        step = lambda params, state, grads: optim.guarded_apply(tx, grads, state, params)
+        text = jax.jit(step).lower(params, tx.init(params), params).compile().as_text()
+        assert text is not None
+        bodies = re.findall(r"^%\S*fused\S* .*?^\}", text, re.DOTALL | re.MULTILINE)
+        return max(body.count(" = ") for body in bodies)
+
+    assert largest(96) == largest(48)

@@ -14,6 +14,7 @@ from robustops.optim._norms import (
     float_leaves,
     is_float,
     map_floats,
+    plain_norms,
     tree_norm,
     unit_norms,
     units,
@@ -82,8 +83,9 @@ def adaptive_grad_clip(
 
     A unit is a whole vector or scalar, a column of a matrix (axis 0), axis 0 of a rank 3 parameter,
     axes (0, 1, 2) of rank 4 and (0, 1, 2, 3) of rank 5, as in `optax.adaptive_grad_clip`. Norms
-    are accumulated in float32 or wider and cannot overflow on the way. A unit of zero gradient
-    stays zero, and a unit with a NaN or inf passes unchanged.
+    are accumulated in float32 or wider; that of a gradient cannot overflow on the way, that of
+    parameters counts as 1.8e19 at most. A unit of zero gradient stays zero, and a unit with a NaN
+    or inf passes unchanged.
 
     Args:
         clipping: largest ratio of gradient norm to parameter norm, > 0.
@@ -111,7 +113,7 @@ def adaptive_grad_clip(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         check_params("adaptive_grad_clip", params)
-        norms = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
+        norms, _ = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
         limits = unit_limits(updates, params, clipping, eps, axis)
         return map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits), state
 
@@ -126,8 +128,8 @@ def unit_limits(
     axis: int | Sequence[int] | None = None,
 ) -> list[jax.Array]:
     """`clipping * max(|p_u|, eps)` for each floating leaf of `updates`, one number a unit."""
-    norms = unit_norms(params_of(updates, params), lambda shape: units(shape, axis))
-    return [jnp.multiply(clipping, jnp.maximum(n.value, eps)).astype(n.scaled.dtype) for n in norms]
+    norms = plain_norms(params_of(updates, params), lambda shape: units(shape, axis))
+    return [jnp.multiply(clipping, jnp.maximum(n, eps)).astype(n.dtype) for n in norms]
 
 
 def params_of(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:

@@ -1,6 +1,5 @@
 """Optimizer wrappers that refuse a bad step whole: parameters and state stay as they were."""
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,9 +19,10 @@ from robustops.optim._norms import (
     float_leaves,
     largest,
     map_floats,
+    plain_norms,
     sum_squares,
     times,
-    total_norm,
+    together,
     tree_norm,
     unit_norms,
     units,
@@ -215,10 +215,9 @@ def guard(
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
         leaves = float_leaves(updates)
-        norms = None if clipping is None else unit_norms(leaves, units)
-        norm = tree_norm(leaves) if norms is None else total_norm(norms)
+        norms, norm = ([], tree_norm(leaves)) if clipping is None else unit_norms(leaves, units)
         finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
-        norm = largest(norm, axis_name)
+        norm = Norm(*lax.optimization_barrier(largest(norm, axis_name)))
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
         limit = jnp.asarray(jnp.inf if max_norm is None else max_norm, norm.scaled.dtype)
         size = jnp.minimum(as_float32(norm), limit.astype(jnp.float32))
@@ -227,14 +226,18 @@ def guard(
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
         factors = [norm.factors(limit)] * len(leaves)
-        if norms is not None and clipping is not None:
-            limits = unit_limits(updates, params, clipping, eps)
-            limits = [
-                jnp.minimum(c, _share(n, norm, limit)) for n, c in zip(norms, limits, strict=True)
+        if clipping is not None:
+            all_of = lax.optimization_barrier(jnp.where(clips, norm.factors(limit)[1], jnp.inf))
+            shares = [
+                n.share(c, norm, all_of)
+                for n, c in zip(norms, unit_limits(updates, params, clipping, eps), strict=True)
             ]
-            over = [n.exceeds(c).any() for n, c in zip(norms, limits, strict=True)]
-            clips = ~all_shards(~functools.reduce(jnp.logical_or, over, clips), axis_name)
-            factors = [n.factors(c) for n, c in zip(norms, limits, strict=True)]
+            shrunk = [
+                n.shrunk_by(r) for n, r in zip(norms, lax.optimization_barrier(shares), strict=True)
+            ]
+            factors = [row[:2] for row in shrunk]
+            over = together(jnp.logical_or, [clips, *(row[2].any() for row in shrunk)])
+            clips = ~all_shards(~over, axis_name)
         # Numbers that are read, and not expressions that XLA would put into every kernel.
         factors = lax.optimization_barrier(factors)
 
@@ -301,22 +304,13 @@ def _count(
     )
 
 
-def _share(unit: Norm, total: Norm, limit: jax.Array) -> jax.Array:
-    """The norm that a unit keeps if the total norm is scaled down to `limit`; else inf."""
-    dtype = unit.scaled.dtype
-    ratio = (limit / jnp.maximum(total.scaled, jnp.finfo(total.scaled.dtype).tiny)) * (
-        total.scale / unit.scale
-    )
-    return jnp.where(total.exceeds(limit), unit.scaled * ratio.astype(dtype), jnp.inf)
-
-
 def _cap(
     updates: optax.Updates, params: optax.Params | None, ratio: ArrayLike, eps: ArrayLike
 ) -> optax.Updates:
-    norms = unit_norms(float_leaves(updates), whole)
+    norms, _ = unit_norms(float_leaves(updates), whole)
     leaves = params_of(updates, params)
     limits = [
-        jnp.multiply(ratio, jnp.maximum(n.value, eps * p.size**0.5)).astype(n.scaled.dtype)
-        for n, p in zip(unit_norms(leaves, whole), leaves, strict=True)
+        jnp.multiply(ratio, jnp.maximum(n, eps * p.size**0.5)).astype(n.dtype)
+        for n, p in zip(plain_norms(leaves, whole), leaves, strict=True)
     ]
     return map_floats(lambda u, n, c: n.shrink(u, c), updates, norms, limits)
