@@ -64,6 +64,18 @@ ENTRY %main (x: f32[4]) -> f32[4] {
     assert _hlo.traffic(hlo) == (3, 3 * 32)
 
 
+def test_a_slice_reads_of_its_source_what_it_holds():
+    hlo = """HloModule x
+ENTRY %main (p: f32[2000,2000]) -> f32[504,2000] {
+  %p = f32[2000,2000]{1,0:T(8,128)} parameter(0)
+  %s = ((f32[2000,2000]{1,0:T(8,128)}), f32[504,2000]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%p), slice={[0:504], [0:2000]}
+  %t = ((f32[2000,2000]{1,0:T(8,128)}), f32[8,2000]{1,0:T(8,128)}, s32[]{:S(2)}) slice-start(%p), slice={[0:8], [0:2000]}
+  ROOT %d = f32[504,2000]{1,0:T(8,128)S(1)} slice-done(%s)
+}
+"""  # noqa: E501
+    assert _hlo.traffic(hlo) == (2, 504 * 2000 * 4 + 2 * 8 * 2000 * 4)
+
+
 def test_kept_rows_cover_the_cases_on_both_targets():
     for target in TARGETS:
         with_ratio = [row for row in KEPT if row["target"] == target and row.get("bytes_ratio")]

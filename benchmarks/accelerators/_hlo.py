@@ -67,6 +67,10 @@ def _cost(i: _Instruction, shapes: dict[str, str], of) -> Traffic:
     called = re.search(r"(?:to_apply|calls)=%?([\w.\-]+)", i.attributes)
     if i.op in ("call", "async-start") and called:
         return of(called[1])
+    if i.op == "slice-start":  # (source), slice, token: it reads of the source as much
+        source, part = (match[0] for match in list(_SHAPE.finditer(i.shape))[:2])
+        moved = _bytes(_ON_CHIP.sub("", part))
+        return Traffic(1, moved * (_bytes(source) > 0) + _bytes(part))
     # The result of a copy-start names its source again.
     out = i.shape.split("}, ")[0] + "}" if i.op == "copy-start" else i.shape
     read = sum(_bytes(shapes[name]) for name in set(i.operands) if name in shapes)

@@ -1,8 +1,8 @@
 """Compiles cases for one target, in a process whose environment was set before jax was imported.
 
 `python -m benchmarks.accelerators._worker TARGET STATE` reads cases from stdin, one a line, and
-writes the rows of each as one line of JSON. What STATE holds of the same program, target and
-versions is not compiled again.
+writes the rows of each as one line of JSON. What STATE holds of the same program, target, versions
+and way of counting is not compiled again.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from .._command import quiet
 from .._rows import said
+from . import _hlo
 from ._cases import Program, programs
-from ._hlo import traffic
 from ._targets import TARGETS, Target
 
 
@@ -53,7 +53,7 @@ def _measured(program: Program, sharding: NamedSharding, known: dict, key: str) 
     text, memory, cost = compiled.as_text(), compiled.memory_analysis(), compiled.cost_analysis()
     assert text is not None
     assert memory is not None
-    found = traffic(text)
+    found = _hlo.traffic(text)
     return {
         "digest": digest,
         "kernels": found.kernels,
@@ -72,13 +72,14 @@ def main(argv: Sequence[str]) -> int:
     lines = path.read_text().splitlines() if path.exists() else []
     known = {row["digest"]: row for row in map(json.loads, lines)}
     versions = {w: metadata.version(w) for w in ("jax", *target.wheels)}
+    reader = hashlib.sha256(Path(_hlo.__file__).read_bytes()).hexdigest()
     sharding = _sharding(target)
     for line in sys.stdin:
         rows = []
         for (mode, library), program in programs(line.rstrip("\n")).items():
             row: dict[str, Any] = {"library": library, "mode": mode, "error": None, "device": name}
             try:
-                costs = _measured(program, sharding, known, f"{name} {versions}")
+                costs = _measured(program, sharding, known, f"{name} {versions} {reader}")
             except Exception as error:  # A program that the compiler refuses is a row.
                 row["error"] = said(error)
                 costs = {}
