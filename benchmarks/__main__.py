@@ -13,7 +13,7 @@ IN_FULL = {
     "speed": ["--full", "--peers", "jax", "optax", "torch"],
     "models": ["--seeds", "2"],
 }
-"""What `all --full` gives a suite in place of `--full`, to end within two hours on two cores."""
+"""What `all --full` gives a suite in place of `--full`, to end in about two hours on two cores."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -44,8 +44,8 @@ def _every(argv: Sequence[str]) -> int:
     size_options(
         options,
         "the smallest size of each: ten minutes on two cores",
-        "the largest size of each in two hours: accuracy in 1000 samples, speed beside jax, optax "
-        "and torch, models in float32 with two seeds",
+        "the largest size of each, cut to about two hours: accuracy in 1000 samples, speed beside "
+        "jax, optax and torch, models in float32 with two seeds",
     )
     options.add_argument(
         "--peers", nargs="+", metavar="P", help="libraries beside ours, in accuracy and speed"
