@@ -261,8 +261,13 @@ def _row_errors(
 
 
 def _representable(want: np.ndarray, dtype: Any, saturated: bool = True) -> np.ndarray:
+    import mpmath
+
     info = jnp.finfo(dtype)
-    low, high = float(info.tiny), float(info.max) * (1 if saturated else 1 - float(info.eps) / 4)
+    low, high = float(info.tiny), mpmath.mpf(float(info.max))
+    if not saturated:
+        with mpmath.workprec(128):
+            high -= 2.0 ** (int(info.maxexp) - 2 - int(info.nmant))  # half a unit in the last place
     return np.vectorize(lambda v: v == 0 or low <= abs(v) <= high, otypes=[bool])(want)
 
 

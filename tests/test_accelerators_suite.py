@@ -141,11 +141,13 @@ def test_a_compiler_works_ahead_and_answers_for_the_case_asked(monkeypatch, tmp_
     for case in ("a", "bb", "bb", "ccc"):
         compiler.ask(case)
     assert compiler.answer("bb") == [2]
+    compiler.ask("bb")  # is not compiled again
     assert compiler.answer("ccc") == [3]
     compiler.ask("dddd")
     assert compiler.answer("dddd") == [4]
-    compiler.close()
     assert len(started) == 1
+    compiler.ask("eeeee")
+    compiler.close()  # does not wait for what nobody wants
 
 
 def test_a_compiler_that_ends_says_why_and_starts_again(monkeypatch, tmp_path):

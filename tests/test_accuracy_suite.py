@@ -12,6 +12,8 @@ import pytest
 pytest.importorskip("mpmath")
 pytest.importorskip("rich")
 
+import mpmath
+
 from benchmarks import __main__ as command
 from benchmarks._losses import LOSSES, cases
 from benchmarks._peers import PEERS, Peer, load
@@ -19,7 +21,7 @@ from benchmarks._rows import read_rows
 from benchmarks.accuracy import _exhaustive as exhaustive
 from benchmarks.accuracy import _measure, run, summary, verify, verify_exhaustive
 from benchmarks.accuracy._report import exhaustive_sentence, sentence
-from robustops._accuracy import errors, true_values, truth_at
+from robustops._accuracy import _representable, errors, true_values, truth_at
 from robustops._spec import OPS
 from robustops.testing import Op, ulp_distance
 
@@ -68,6 +70,16 @@ def test_a_value_that_rounds_to_the_largest_number_is_not_compared():
     pairs = [np.array(a, np.float16) for a in ([47936, 46304, 47936], [44640, 46304, 44592])]
     truth = truth_at(OPS["safe_hypot"], jnp.float16, pairs)
     assert truth.compared.tolist() == [False, True, True]
+    for dtype in (jnp.float32, jnp.float64):
+        info = np.finfo(dtype)
+        with mpmath.workprec(200):
+            top, ulp = mpmath.mpf(float(info.max)), mpmath.mpf(2) ** (info.maxexp - 1 - info.nmant)
+            values = np.array([[top - ulp * share] for share in (0, 0.49, 0.51)], dtype=object)
+        assert _representable(values, dtype, saturated=False).ravel().tolist() == [
+            False,
+            False,
+            True,
+        ]
 
 
 def test_a_dtype_that_holds_none_of_the_true_values_is_no_fault():

@@ -249,6 +249,18 @@ def test_learned_clippers_say_what_is_wrong():
         optim.clip_by_zscore(decay=1)
 
 
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_unit_without_gradient_is_not_counted_as_clipped(jit):
+    params = {"w": jnp.ones(3), "unused": jnp.zeros(3)}
+    grads = {"w": jnp.full(3, 1e-6), "unused": jnp.zeros(3)}
+    tx = optim.guard(optax.sgd(0.1), clipping=0.01, eps=0, max_norm=None, max_zscore=None)
+    update = jax.jit(tx.update) if jit else tx.update
+    _, state = update(grads, tx.init(params), params)
+    assert int(state.clipped) == 0
+    _, state = update(jax.tree.map(lambda g: g + 1, grads), state, params)
+    assert int(state.clipped) == 1
+
+
 @pytest.mark.skipif(
     jax.__version_info__ < (0, 11), reason="XLA of jax 0.10 takes barriers away before it fuses"
 )

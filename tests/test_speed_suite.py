@@ -106,7 +106,7 @@ def test_full_times_the_second_dtype_beside_the_naive_form_and_some_ops_at_all_s
     assert asked == [
         (both, ["float32"], ["jax"], [2**24]),
         (both, ["bfloat16"], [], [2**22]),
-        (["safe_log"], ["float32"], ["jax"], _measure.SCALING),
+        (["safe_log"], ["float32"], ["jax"], list(_measure.SCALING)),
     ]
 
 

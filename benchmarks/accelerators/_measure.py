@@ -91,10 +91,13 @@ class _Compiler:
         self._process: subprocess.Popen | None = None
         self._complaints = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would block
         self._asked: list[str] = []
+        """Cases that it has not answered."""
+        self._taken: set[str] = set()
+        """All cases that it was given."""
 
     def ask(self, case: str) -> None:
-        """Begins to compile a case, unless that is being done."""
-        if case in self._asked:
+        """Begins to compile a case, unless that was asked before."""
+        if case in self._taken:
             return
         if self._process is None:
             worker = "benchmarks.accelerators._worker"
@@ -111,6 +114,7 @@ class _Compiler:
         with contextlib.suppress(BrokenPipeError):  # `answer` says why
             print(case, file=self._process.stdin, flush=True)
         self._asked.append(case)
+        self._taken.add(case)
 
     def answer(self, case: str) -> list[Row]:
         """The rows of a case that was asked for; answers before it, which nobody wants, are lost.
@@ -124,7 +128,7 @@ class _Compiler:
             line = self._process.stdout.readline()
             if not line:
                 self._process.communicate()
-                self._process, self._asked = None, []
+                self._process, self._asked, self._taken = None, [], set()
                 self._complaints.seek(0)
                 last = self._complaints.read().strip().splitlines()[-1:] or ["it gave no reason"]
                 raise RuntimeError(f"the compiler for {self._target} ended: {last[0]}")
@@ -132,8 +136,10 @@ class _Compiler:
                 return json.loads(line)
 
     def close(self) -> None:
-        """Ends the process."""
+        """Ends the process; what it has not answered nobody wants."""
         if self._process is not None:
+            if self._asked:
+                self._process.kill()
             self._process.communicate()
         self._complaints.close()
 

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 (ops, dtype, [FULL_ELEMENTS.get(dtype, ELEMENTS)], peers if i == 0 else [])
                 for i, dtype in enumerate(dtypes)
             ]
-            plan.append(([op for op in SCALED if op in ops], dtypes[0], SCALING, peers))
+            plan.append(([op for op in SCALED if op in ops], dtypes[0], list(SCALING), peers))
         plan = [part for part in plan if part[0]]
         kept = journal(chosen)
         for line in missing:

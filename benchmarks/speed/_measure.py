@@ -221,10 +221,10 @@ def verify(
 
 
 def main_rows(rows: Sequence[Row]) -> list[Row]:
-    """Of each dtype the rows at the size at which most was timed: not those of the scaling."""
+    """Of each dtype the rows at the size at which most was timed, the largest such size."""
     counts = Counter((row["dtype"], row["elements"]) for row in rows)
     most: dict[str, int] = {}
-    for (dtype, elements), _ in sorted(counts.items(), key=lambda item: item[1]):
+    for (dtype, elements), _ in sorted(counts.items(), key=lambda item: (item[1], item[0][1])):
         most[dtype] = elements
     return [row for row in rows if row["elements"] == most[row["dtype"]]]
 

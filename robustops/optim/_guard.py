@@ -159,7 +159,8 @@ def guard(
     The cap bounds the final update u of each parameter leaf p, whatever the learning rate:
     ||u|| <= r max(||p||, eps sqrt(n)), with n the number of elements, so that a parameter at zero
     can leave it. A finite update of any size is scaled down to the cap; an update that overflowed
-    to inf or NaN inside `inner` has no direction left and is refused.
+    to inf or NaN inside `inner` has no direction left and is refused. Here and for `clipping` a
+    norm of parameters counts as 1.8e19 at most (float32).
 
     Args:
         inner: any optax transformation. Extra arguments of `update` are passed on to it.

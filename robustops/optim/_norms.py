@@ -54,7 +54,7 @@ class Norm(NamedTuple):
 
     def shrunk_by(self, share: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Two numbers that bring a norm down by a `share`, 1 where it is no less; and where not."""
-        less = share * self.scale < 1
+        less = (share * self.scale < 1) & (self.scaled > 0)
         return jnp.where(less, self.scale, 1), jnp.where(less, share, 1), less
 
     def shrink(self, x: jax.Array, limit: jax.Array) -> jax.Array:
