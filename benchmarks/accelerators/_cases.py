@@ -16,13 +16,11 @@ from .._losses import LOSSES, cases
 from .._peers import load
 from ..optimizers._arms import ARMS, BARE, GUARDS, adam, one_call, two_calls
 from ..optimizers._floor import FLOORS, by_hand
+from ._measure import FLOOR, OURS
 
 ELEMENTS = 2**26
 """Fewer would stay in a TPU's on-chip memory, and not be counted."""
 WIDTH = 128
-OURS = "robustops"
-FLOOR = "by hand"
-"""A gate around this one Adam that does nothing else: what the least guard costs."""
 
 
 class Program(NamedTuple):

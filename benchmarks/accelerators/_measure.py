@@ -16,7 +16,9 @@ from ._reasons import reason
 from ._targets import ENVIRONMENT, TARGETS
 
 OURS = "robustops"
-WITH_RATIO = (OURS, "by hand")
+FLOOR = "by hand"
+"""A gate around this one Adam that does nothing else: what the least guard costs."""
+WITH_RATIO = (OURS, FLOOR)
 """Libraries whose rows stand beside the usual form's."""
 LIMIT = 1.02
 """The most bytes over the usual form's that need no reason."""

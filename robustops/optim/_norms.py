@@ -124,7 +124,7 @@ def unit_norms(
     small = {d: _small(d) for d in kinds}
 
     def scaled_sums() -> list[jax.Array]:
-        return sum_units(leaves, axes, [small[d] for d in dtypes])
+        return _sum_units(leaves, axes, [small[d] for d in dtypes])
 
     def with_totals(squares: list[jax.Array]) -> Sums:
         of = lambda kind: [s.sum() for s, d in zip(squares, dtypes, strict=True) if d == kind]
@@ -143,13 +143,13 @@ def unit_norms(
         return [jnp.where(b, s, p) for b, s, p, _ in rows], with_totals(alike)[1]
 
     def on_demand() -> tuple[Sums, Sums]:
-        plain = with_totals(sum_units(leaves, axes))
+        plain = with_totals(_sum_units(leaves, axes))
         any_needed = functools.reduce(jnp.logical_or, needed(plain), jnp.bool_(False))
         return plain, lax.cond(any_needed, lambda: rescued(plain, scaled_sums()), lambda: plain)
 
     def at_once() -> tuple[Sums, Sums]:
         # Two sums of one pass; without the barrier the plain one is formed again for its total.
-        sums, scaled = lax.optimization_barrier((sum_units(leaves, axes), scaled_sums()))
+        sums, scaled = lax.optimization_barrier((_sum_units(leaves, axes), scaled_sums()))
         plain = with_totals(sums)
         return plain, rescued(plain, scaled)
 
@@ -176,7 +176,7 @@ def _total(norms: Sequence[Norm]) -> Norm:
     return Norm(jnp.sqrt(sum(squares, jnp.zeros((), dtype))), scale)
 
 
-def sum_units(
+def _sum_units(
     leaves: Sequence[jax.Array],
     axes: Callable[[Sequence[int]], Axes],
     scales: Sequence[jax.Array] | None = None,
@@ -196,7 +196,7 @@ def plain_norms(
     For parameters, which clipping is measured by: 1.8e19 in float32.
     """
     most = lambda s: float(jnp.finfo(s.dtype).max) ** 0.5
-    return [jnp.minimum(jnp.sqrt(s), most(s)) for s in sum_units(leaves, axes)]
+    return [jnp.minimum(jnp.sqrt(s), most(s)) for s in _sum_units(leaves, axes)]
 
 
 def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
