@@ -68,7 +68,7 @@ def measure(epochs: int, hidden: tuple[int, ...], batch_size: int) -> dict[str, 
         told = None
         begin = time.perf_counter()
         for inputs, targets in batches:
-            state, told = step(state, inputs, targets)
+            state, *told = step(state, inputs, targets)
         jax.block_until_ready((state, told))
         seconds[name].append((time.perf_counter() - begin) / len(batches))
         arms[name][1] = state

@@ -16,7 +16,12 @@ from robustops.__main__ import main
 from robustops.models import Classifier
 from robustops.testing import inject_fault
 from robustops.train import FlightRecorder, fit, load_record, replay
+from robustops.train._devices import Placement
 from robustops.train._record import spell, unspell
+from robustops.train._run import Run
+from robustops.train._source import Batch
+from robustops.train._step import TrainState
+from robustops.train._steps import Steps
 
 CROSS_ENTROPY = losses.softmax_cross_entropy_with_integer_labels
 BUILD = functools.partial(Classifier, features=4, hidden=(8,), classes=3, activation=nnx.tanh)
@@ -98,6 +103,64 @@ def test_an_error_of_the_data_loses_no_record(tmp_path):
         fit(BUILD(rngs=nnx.Rngs(5)), optax.sgd(0.1), batches(), CROSS_ENTROPY, epochs=1,
             progress=False, recorder=tmp_path)  # fmt: skip
     assert load_record(only(tmp_path)).step == 2
+
+
+HELD = {
+    "guard": lambda: optax.adam(0.01),
+    "float16 scale": lambda: optim.dynamic_loss_scale(optim.guard(optax.adam(0.01))),
+    "micro-gradients": lambda: optim.guard(optax.MultiSteps(optax.adam(0.01), 2)),
+    "rollback": lambda: optim.rollback(optim.guard(optax.adam(0.01)), patience=2),
+    "chain": lambda: optax.chain(optim.clip_by_zscore(), optim.skip_nonfinite(optax.sgd(0.01))),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_recording_changes_nothing(name, tmp_path):
+    """Refused one by one, in a row, first and last, held or not: the same run bit for bit."""
+    x, y = data()
+    shuffled = [np.random.default_rng((0, epoch)).permutation(20) for epoch in range(2)]
+    x[[shuffled[0][0], shuffled[0][12], shuffled[0][17], shuffled[1][19]]] = 0.0  # log(0)
+    states = []
+    for recorder in (None, FlightRecorder(tmp_path, max_files=100)):
+        model, history = run(recorder, x, y, Noisy(nnx.Rngs(5)), tx=HELD[name](), epochs=3)
+        state = (nnx.state(model, nnx.Not(nnx.RngKey)), history.opt_state)
+        states.append((jax.tree.leaves(state), history))
+    (plain, history), (recorded, again) = states
+    for one, other in zip(plain, recorded, strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+    np.testing.assert_array_equal(history.loss, again.loss)
+    assert history.skipped.tolist() == again.skipped.tolist()
+    assert len(list(tmp_path.iterdir())) == history.skipped.sum() >= 6
+
+
+def test_the_next_step_is_launched_before_the_last_is_read(tmp_path):
+    """What was done, in order, for three steps of which the second is refused."""
+    done = []
+
+    class Told:
+        def __init__(self, name, taken):
+            self.name, self.taken = name, taken
+
+        def __array__(self, dtype=None, copy=None):
+            done.append(f"read {self.name}")
+            return np.array([0.0, 0.0, self.taken, 0.0, 1.0])
+
+    class Written(FlightRecorder):
+        def write(self, state, batch, metrics, loss, epoch, step):
+            done.append(f"write {step}")
+
+    def step(leaves, x, y, go):
+        done.append(f"{'launch' if go else 'hold'} {x}")
+        return leaves, Told(x, x != 2), x != 2
+
+    run = Run(TrainState(None, None, None), {}, None, None)
+    with Steps(step, True, run, Placement(None, None), Written(tmp_path), CROSS_ENTROPY) as steps:
+        for x in (1, 2, 3):
+            steps.take(Batch(x, 0, None, None))
+    assert done == [
+        "launch 1", "launch 2", "read 1", "hold 3", "read 2", "write 2", "launch 3", "read 3",
+    ]  # fmt: skip
+    assert run.step == 3
 
 
 def test_replay_of_a_bad_row(tmp_path, capsys):

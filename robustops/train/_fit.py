@@ -35,12 +35,13 @@ from ._source import FromBatches, FromRows, Source
 from ._step import (
     Metrics,
     TrainState,
+    can_hold,
     copy_variables,
     evaluation,
     is_guarded,
-    read,
     train_step,
 )
+from ._steps import Steps
 
 _FLUSH = 100  # steps whose metrics wait on the device before they are written
 
@@ -221,6 +222,7 @@ def fit(
     facts = {**source.facts, "validation": None if held_out is None else len(held_out.inputs)}
     run = Run(state, facts, epochs, steps)
     step = place.jit(run.by_leaves(train_step(graphdef, tx, loss, state.opt_state)), donate=(0,))
+    holds = recorder is not None and can_hold(state.opt_state)
     batch_loss = place.jit(evaluation(evaluated, loss))
     with ExitStack() as stack:
         store = None if checkpoints is None else stack.enter_context(Store(checkpoints))
@@ -230,8 +232,10 @@ def fit(
         total = steps if epochs is None else source.steps and epochs * source.steps
         show = stack.enter_context(progress_bar(progress, total))
         stack.callback(lambda: nnx.update(model, *run.variables(place)))
+        stepper = stack.enter_context(Steps(step, holds, run, place, recorder, loss))
 
         def save() -> None:
+            stepper.settle()
             if store is not None:
                 store.save(to_host(run.state._asdict()), run.facts())
 
@@ -246,15 +250,10 @@ def fit(
             while batch is not None:
                 if run.unread == _FLUSH:
                     files.write(run.fetch())
-                run.leaves, metric = step(run.leaves, *place.batch((batch.inputs, batch.targets)))
-                run.after(batch, metric)
+                stepper.take(batch)
                 show(run.epoch, run.step, run.here)
-                try:
-                    following = next(batches, None)  # while the device works
-                finally:  # the next step overwrites the parameters, and there may be none
-                    if recorder is not None and not (told := read(metric)).taken:
-                        recorder.write(run.state, batch, told, loss, run.epoch + 1, run.step)
-                if following is not None and _due(checkpoints, run.step):
+                batch = next(batches, None)  # while the device works
+                if batch is not None and _due(checkpoints, run.step):
                     if run.place is None:
                         raise ValueError(
                             "fit: checkpoints within an epoch (every_steps) need batches whose "
@@ -262,7 +261,7 @@ def fit(
                         )
                     files.write(run.fetch())
                     save()
-                batch = following
+            stepper.settle()
             rows = run.fetch()
             validation_loss = None
             if held_out is not None:

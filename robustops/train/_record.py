@@ -33,8 +33,9 @@ class FlightRecorder:
 
     A record holds parameters, module state with its random keys, optimizer state, batch, rows and
     step, and the names of the model and the loss. It holds no code (npz and JSON, no pickle).
-    While steps are good nothing is copied; but the host learns of each step before it sends the
-    next, which would overwrite the parameters. It prepares the next batch meanwhile.
+    While steps are good nothing is copied or waited for: the next step is sent before the last is
+    looked at, and held if that was refused. Unless the optimizer is `rollback` or keeps its guard
+    inside of another transformation: then the host waits for each step before it sends the next.
 
     Args:
       directory: where; made if absent.

@@ -50,15 +50,15 @@ class Run:
         self.leaves, self._tree = jax.tree.flatten(state)
 
     def by_leaves(self, step: Callable) -> Callable:
-        """`step(state, ...) -> (state, metrics)`, from leaves to leaves.
+        """`step(state, ...) -> (state, ...)`, from leaves to leaves.
 
         The leaves of a flax model's state are found in Python, which took a third of a millisecond
         a call.
         """
 
-        def of_leaves(leaves: list[Any], *batch: Any) -> tuple[list[Any], Any]:
-            state, metrics = step(jax.tree.unflatten(self._tree, leaves), *batch)
-            return jax.tree.leaves(state), metrics
+        def of_leaves(leaves: list[Any], *given: Any) -> tuple[Any, ...]:
+            state, *told = step(jax.tree.unflatten(self._tree, leaves), *given)
+            return jax.tree.leaves(state), *told
 
         return of_leaves
 

@@ -72,8 +72,16 @@ def read(metrics: Any) -> Metrics:
     return metrics if isinstance(metrics, Metrics) else Metrics(*np.asarray(metrics))
 
 
+def can_hold(outer: Any) -> bool:
+    """Whether a refused step changes nothing of an optimizer state but scalars."""
+    return _is_guard(outer) and not any(isinstance(s, RollbackState) for s in _states(outer))
+
+
 def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, outer: Any) -> Callable:
-    """`step(state, inputs, targets) -> (state, metrics in one array)`, not yet compiled.
+    """`step(state, inputs, targets) -> (state, metrics in one array, taken)`, not yet compiled.
+
+    With a fourth argument `go` that is False, the state comes back bit for bit, whatever the batch;
+    for an optimizer that `can_hold`.
 
     Args:
       graphdef: the model in training mode.
@@ -82,10 +90,10 @@ def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, oute
       outer: the optimizer's state, of which the outermost type counts.
     """
     mean_loss = objective(graphdef, loss)
-    one_call = isinstance(outer, _GUARDS)
+    one_call = _is_guard(outer)
     scaled = any(isinstance(s, DynamicLossScaleState) for s in _states(outer))
 
-    def step(state: TrainState, inputs: Any, targets: Any) -> tuple[TrainState, jax.Array]:
+    def step(state: TrainState, inputs: Any, targets: Any, go: Any = None) -> tuple:
         params, rest, opt_state = state
         before = health(opt_state)
         scale = before.scale if scaled else None
@@ -93,6 +101,8 @@ def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, oute
             params, rest, inputs, targets, scale
         )
         finite = jnp.isfinite(value) & _all_finite(new_rest)
+        if go is not None:
+            finite = finite & go
         # One decision for everything: what the guard cannot see reaches it through the gradient.
         grads = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), grads)
         if one_call:
@@ -106,7 +116,10 @@ def train_step(graphdef: Any, tx: optax.GradientTransformation, loss: Loss, oute
         metrics = Metrics(value, now.last_norm, taken, now.clipped > before.clipped, before.scale)
         dtype = jnp.promote_types(value.dtype, jnp.float32)
         packed = jnp.stack([jnp.asarray(m, dtype) for m in metrics])
-        return TrainState(params, rest, opt_state), packed
+        if go is not None:  # Refused as it is, a held step differs in counters and scales only.
+            kept = lambda new, old: jnp.where(go, new, old) if jnp.ndim(new) == 0 else new
+            opt_state = jax.tree.map(kept, opt_state, state.opt_state)
+        return TrainState(params, rest, opt_state), packed, taken
 
     return step
 
