@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
-from jax import core
+from jax import core, lax
 from jax._src import api_util, dispatch, source_info_util
 from jax._src import linear_util as lu
 from jax._src.interpreters import partial_eval as pe
@@ -222,6 +222,46 @@ def _like(old, new):
 def with_eqns(closed: Any, eqns: Sequence[JaxprEqn]) -> Any:
     """Return `closed` with other equations between the same inputs and outputs."""
     return ClosedJaxpr(closed.jaxpr.replace(eqns=list(eqns)), closed.consts)
+
+
+def scalar_conditions(closed: Any) -> Any:
+    """Return `closed` with one condition for each while loop, as XLA is given it.
+
+    `vmap` makes one for each row: the loop goes on while any holds, and rows that are done stay.
+    """
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        new = {k: list(map(scalar_conditions, v)) for k, v in subjaxprs(eqn).items()}
+        eqn = with_subjaxprs(eqn, new)
+        eqns.append(_with_scalar_condition(eqn) if eqn.primitive.name == "while" else eqn)
+    return with_eqns(closed, eqns)
+
+
+def _with_scalar_condition(eqn: JaxprEqn) -> JaxprEqn:
+    subs, p = subjaxprs(eqn), eqn.params
+    (cond,), (body,) = subs["cond_jaxpr"], subs["body_jaxpr"]
+    n = p["cond_nconsts"]
+    if cond.out_avals[0].shape == ():
+        return eqn
+
+    def any_holds(*args):
+        return [lax.reduce_or(evaluate(cond, args)[0], tuple(range(cond.out_avals[0].ndim)))]
+
+    def step(*args):
+        olds = args[len(args) - len(body.out_avals) :]
+        (holds,) = evaluate(cond, [*args[:n], *olds])
+        rows = tuple(range(holds.ndim))
+        return [
+            lax.select(lax.broadcast_in_dim(holds, new.shape, rows), new, old)
+            for new, old in zip(evaluate(body, args[n:]), olds, strict=True)
+        ]
+
+    params = p | {
+        "cond_jaxpr": retrace(any_holds, cond),
+        "body_jaxpr": trace_flat(step, [*cond.in_avals[:n], *body.in_avals]),
+        "body_nconsts": n + p["body_nconsts"],
+    }
+    return eqn.replace(params=params, invars=[*eqn.invars[:n], *eqn.invars])
 
 
 def prune(closed: Any) -> Any:

@@ -416,6 +416,8 @@ def test_range_says_what_is_wrong(arguments, message):
 
 def test_certify_says_what_is_wrong():
     x = vector(0, 1)
+    with pytest.raises(TypeError, match=r"low must be a number or an array, got \(3,\)"):
+        Range((3,), 0.0, 1.0)
     with pytest.raises(TypeError, match=r"write \(range,\)"):
         ro.certify(jnp.sum, x)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="argnums=1 for 1 arguments"):

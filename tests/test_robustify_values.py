@@ -564,3 +564,28 @@ def test_every_program_on_200_inputs(program_cases):
     for case in program_cases.CASES.values():
         if case.kind == "safe":
             check_safe(program_cases, case, range(200))
+
+
+def test_a_batched_while_loop_leaves_rows_that_are_done():
+    """`vmap` gives a loop a condition for each row; a row that is done would divide by 0."""
+
+    def quotient(x):
+        return lax.while_loop(lambda s: s[0] > 0.5, lambda s: (s[0] - 1, s[1] / s[0]), (x, x))[1]
+
+    x, expected = jnp.array([1.0, 2, 5]), [1.0, 1, 5 / 120]
+    fn = jax.vmap(quotient)
+    for robust in (ro.robustify(fn), ro.robustify(fn, values=True)):
+        np.testing.assert_array_equal(robust(x), fn(x))
+        np.testing.assert_allclose(jax.jit(robust)(x), expected, rtol=1e-6)
+    assert ro.diagnose(fn, x, grad=False).ok
+    assert ro.certify(fn, (x,), grad=False).ok
+    log = ro.robustify(jax.vmap(jax.vmap(lambda x: jnp.log(quotient(x)))), values=True)
+    assert np.isfinite(log(jnp.zeros((2, 3)))).all()
+
+    def falls(s):  # -1 / 0 after 4, and done
+        return lax.while_loop(lambda s: s > 0, lambda s: jnp.where(s == 4, -1 / (s - 4), s - 1), s)
+
+    report = ro.diagnose(jax.vmap(falls), jnp.array([1.0, 3, 5, 7]), grad=False)
+    assert report.origin is not None
+    found = report.origin.primitive, report.origin.iteration, report.origin.index
+    assert found == ("div", 1, (2,))

@@ -33,6 +33,7 @@ class Range:
     Raises:
       ValueError: `low` is above `high`, either is not finite, they do not fit the dtype, or they do
         not broadcast to the shape.
+      TypeError: `low` or `high` is neither a number nor an array.
     """
 
     low: Any
@@ -41,6 +42,9 @@ class Range:
     dtype: Any
 
     def __init__(self, low: Any, high: Any, shape: Any = None, dtype: Any = None):
+        for name, end in (("low", low), ("high", high)):
+            if not isinstance(end, bool | int | float) and not hasattr(end, "dtype"):
+                raise TypeError(f"Range: {name} must be a number or an array, got {end!r}")
         kind = jnp.result_type(low, high, *([] if _is_array_like(low, high) else [float]))
         dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(kind if dtype is None else dtype))
         ends = [np.asarray(a).astype(np.float64) for a in (low, high)]
@@ -134,7 +138,7 @@ def certify(
     given = [leaf for leaf in jax.tree.leaves(tuple(ranges)) if _is_traced(leaf)]
     args = jax.tree.map(_struct, tuple(ranges))
     traced = _jax.trace(fn, *args, is_traced=_is_traced)
-    program, sites = number(traced.jaxpr)
+    program, sites = number(_jax.scalar_conditions(traced.jaxpr))
     names = [_name(fn, path) for path in traced.paths]
     wanted, both = [], program
     if grad:

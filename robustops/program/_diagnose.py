@@ -90,7 +90,7 @@ def _trace(fn, args, kwargs, argnums, grad) -> _Program:
                 f"diagnose: args{path} was donated and is gone; keep a copy of the arguments of "
                 "the step, or jit it without donate_argnums"
             )
-    value, sites = number(without_shards(traced.jaxpr))
+    value, sites = number(without_shards(_jax.scalar_conditions(traced.jaxpr)))
     names = [_name(fn, path) for path in traced.paths]
     leaves = [
         jnp.asarray(x) if isinstance(x, bool | int | float | complex) else x for x in traced.leaves

@@ -120,7 +120,8 @@ def _transform(fn, args, kwargs, values):
             f"{', '.join(traced.mutated)}. Return the new state instead (flax: nnx.split the "
             "module outside, nnx.merge(graphdef, state, copy=True) inside, return its nnx.state)."
         )
-    return traced, derivatives(rewrite(traced.jaxpr) if values else traced.jaxpr)
+    jaxpr = rewrite(_jax.scalar_conditions(traced.jaxpr)) if values else traced.jaxpr
+    return traced, derivatives(jaxpr)
 
 
 def _primitives_by_place(closed, enclosing=None):
