@@ -441,3 +441,21 @@ def test_the_certificate_as_text_and_data():
     proved = ro.certify(ratio, (vector(1, 2),))
     assert str(proved).startswith("certify: proved finite")
     assert "gradient of x" in str(proved)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: jnp.log(1 - jnp.clip(x, 0, 1 - 1e-8)),  # 1 - 1e-8 is 1 in float32
+        lambda x: jnp.log(1.00000000001 - x),
+        lambda x: jnp.sqrt(0.1 - jnp.minimum(x, 0.1)),
+    ],
+)
+def test_numbers_of_the_program_are_rounded(fn):
+    assert not ro.certify(lambda x: jnp.sum(fn(x)), (vector(0, 1),)).ok
+    assert ro.certify(lambda x: jnp.log(1 - jnp.clip(x, 0, 1 - 2e-7)), (Range(0.0, 1.0),)).ok
+
+
+def test_conjugate_gradients_are_read():
+    solve = lambda b: jax.scipy.sparse.linalg.cg(lambda v: 2 * v, b)[0]
+    assert not ro.certify(solve, (vector(0, 1),), grad=False).ok

@@ -425,3 +425,20 @@ def test_program(name, program_cases):
 def test_every_program(program_cases):
     for case in program_cases.CASES.values():
         check_case(program_cases, case)
+
+
+def test_a_reversed_scan_begins_at_its_end():
+    total = lambda x: lax.scan(lambda c, v: (c + jnp.log(v), None), 0.0, x, reverse=True)[0]
+    origin = ro.diagnose(total, jnp.array([1.0, 0, 2, 3, 0, 1])).origin
+    assert origin is not None
+    assert (origin.phase, origin.primitive, origin.iteration) == ("forward", "log", 4)
+
+
+def test_a_condition_may_close_over_a_value():
+    def quotient(x, most):
+        step = lambda s: (s[0] / (s[1] - 1), s[1] + 1)
+        return lax.while_loop(lambda s: s[1] < most, step, (x, 0.0))[0]
+
+    origin = ro.diagnose(quotient, jnp.float32(1), jnp.float32(3), grad=False).origin
+    assert origin is not None
+    assert (origin.primitive, origin.iteration) == ("div", 1)

@@ -7,7 +7,6 @@ its own birth came before; were it meant (a mask, the start of a running maximum
 first. So the first birth in the order of execution is the origin, and nothing else decides.
 """
 
-import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -143,7 +142,7 @@ class Chase:
         n_consts, n_carry = split
         carry, stacked = list(masks[:n_carry]), masks[n_carry:]
         consts: list[Mask] = [None] * n_consts
-        n_slices = len(eqn.invars) - n_consts - n_carry
+        n_slices = len(eqn.invars) - n_consts - n_carry if eqn.primitive.name == "scan" else 0
         slices: list[dict[int, np.ndarray]] = [{} for _ in range(n_slices)]
         for done, step in reversed(list(enumerate(loop.steps))):
             wanted = carry + [None if m is None else some(m[step]) for m in stacked]
@@ -165,14 +164,14 @@ class Chase:
             self.first = Birth(eqn, places, list(ins), list(outs), list(masks), key)
 
     def _order(self, eqn, places, meant):
-        position: list[int] = []
-        for e, iteration in itertools.chain(((p.eqn, p.iteration) for p in places), [(eqn, None)]):
-            own = number_of(e)
-            position += [] if own is None else [own]
-            position += [] if iteration is None else [iteration]
-        if is_backward(self.sites, eqn, places):
-            return 1 + 2 * meant, tuple(-n for n in position)
-        return 0 + 2 * meant, tuple(position)
+        backward, position = is_backward(self.sites, eqn, places), []
+        for place in (*places, Place(eqn, None, (0, 0))):
+            own, iteration = number_of(place.eqn), place.iteration
+            position += [] if own is None else [-own if backward else own]
+            if iteration is not None:
+                # Of a reversed scan the last index is done first.
+                position.append(-iteration if backward else place.position[1])
+        return backward + 2 * meant, tuple(position)
 
 
 def is_backward(sites: Sequence[Site], eqn: Any, places: Sequence[Place]) -> bool:

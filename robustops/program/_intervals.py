@@ -162,6 +162,8 @@ def constant(array: Any, dtype: Any) -> Value:
     """The Value of one array."""
     if format_of(dtype).kind in ("other", "key"):
         return anything(np.shape(array), dtype)
+    if format_of(dtype).kind == "float":
+        array = np.asarray(array).astype(dtype)  # a Python number may round to 1
     wide = np.asarray(array).astype(np.float64)
     if wide.size > 1 and (wide == wide.flat[0]).all():
         wide = wide.flat[0]

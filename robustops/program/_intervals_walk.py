@@ -127,7 +127,7 @@ class Analysis:
             return [renamed(x) for x in ins]
         if name in simple.RULES:
             if name in simple.IDENTITIES:
-                return [renamed(ins[0])]
+                return [renamed(x) for x in ins]
             return [elementwise(eqn, ins)]
         if name in arrays.MOVES:
             bounds, axes = arrays.MOVES[name](eqn, *ins)

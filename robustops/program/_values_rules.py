@@ -26,6 +26,7 @@ from ..ops import (
     safe_rsqrt,
     safe_sqrt,
 )
+from ._limits import limit
 from ._represent import Representations
 from ._represent_bounds import ORDINARY, clipped, finite
 from ._represent_logspace import LOG_ZERO, Log
@@ -129,6 +130,16 @@ def from_log(r: Log, dtype):
     return narrow(y if r.negative is None else jnp.where(r.negative, -y, y), dtype)
 
 
+def by_log(rep: Representations, n: Node, sound, q):
+    """Return `q`, a product or quotient `n`, where it is sound, else `n` by its logarithm.
+
+    A 0 that did not underflow is sound: by its logarithm it would be a constant.
+    """
+    r = rep.any_log(n)
+    zero = (r.value < LOG_ZERO / 2) & jnp.isfinite(q)
+    return unless_sound(sound | zero, q, from_log(r, q.dtype))
+
+
 # Each logarithm's op and the natural logarithm of its base; jax 0.10 has no primitive log2.
 LOGARITHMS = {
     "log": (safe_log, 1.0),
@@ -178,6 +189,14 @@ def _div(rep, n):
     extreme = explosive(x) or explosive(y) or (powerful(x) and powerful(y))
     if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar) and not extreme:
         return q
+    q, tends = _quotient(rep, n, extreme), limit(x, y)
+    if tends is None:
+        return q
+    return jnp.where((x.value == 0) & (y.value == 0) & jnp.isfinite(tends), tends, q)
+
+
+def _quotient(rep, n, extreme):
+    (x, y), q = n.inputs, n.value
     better = [accurate(rep, x), accurate(rep, y)]
     a, b = (i.value if v is None else v for i, v in zip((x, y), better, strict=True))
     if any(v is not None for v in better):
@@ -185,7 +204,7 @@ def _div(rep, n):
     q = unless_finite(q, safe_div(a, b))
     if not extreme:
         return q
-    return unless_sound(in_range(a) & in_range(b), q, from_log(rep.any_log(n), q.dtype))
+    return by_log(rep, n, in_range(a) & in_range(b), q)
 
 
 def _mul(rep, n):
@@ -207,7 +226,7 @@ def _mul(rep, n):
     if not wide or (len(wide) == 1 and wide[0].scalar is not None):
         return q
     sound = functools.reduce(jnp.logical_and, (in_range(i.value) for i in wide))
-    return unless_sound(sound, q, from_log(rep.any_log(n), q.dtype))
+    return by_log(rep, n, sound, q)
 
 
 def is_mask(n: Node) -> bool:
@@ -373,9 +392,13 @@ def is_nan(n: Node) -> bool:
     return n.scalar is not None and math.isnan(n.scalar)
 
 
+DOMAINS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "acosh": (1.0, math.inf)}
+
+
 def _by_op(rep, n):
     """A function of the catalogue."""
-    if fits(n):
+    low, high = DOMAINS.get(n.name, (-math.inf, math.inf))
+    if fits(n) and low <= n.inputs[0].bounds[0] and n.inputs[0].bounds[1] <= high:
         return n.value
     return unless_finite(n.value, TOTAL[n.name](*(i.value for i in n.inputs)))
 

@@ -1,0 +1,87 @@
+"""The values mode at 0 / 0 that has a limit, and at a product or quotient that is 0."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import robustops as ro
+
+# Function, argument, value and derivative there.
+REMOVABLE = {
+    "sin(x) / x": (lambda x: jnp.sin(x) / x, 0.0, 1, 0),
+    "x / sin(x)": (lambda x: x / jnp.sin(x), 0.0, 1, 0),
+    "sin(pi x) / (pi x)": (lambda x: jnp.sin(np.pi * x) / (np.pi * x), 0.0, 1, 0),
+    "expm1(x) / x": (lambda x: jnp.expm1(x) / x, 0.0, 1, 0.5),
+    "(exp(x) - 1) / x": (lambda x: (jnp.exp(x) - 1) / x, 0.0, 1, 0.5),
+    "x / (1 - exp(-x))": (lambda x: x / (1 - jnp.exp(-x)), 0.0, 1, 0.5),
+    "log(x) / (x - 1)": (lambda x: jnp.log(x) / (x - 1), 1.0, 1, -0.5),
+    "(1 - cos(x)) / x^2": (lambda x: (1 - jnp.cos(x)) / x**2, 0.0, 0.5, 0),
+    "(x - sin(x)) / x^3": (lambda x: (x - jnp.sin(x)) / x**3, 0.0, 1 / 6, 0),
+    "(3^x - 1) / x": (lambda x: (3.0**x - 1) / x, 0.0, np.log(3), np.log(3) ** 2 / 2),
+    "sinh(3x) / sinh(x)": (lambda x: jnp.sinh(3 * x) / jnp.sinh(x), 0.0, 3, 0),
+    "a pole": (lambda x: jnp.sin(x) / x**2, 0.0, 0, 0),
+    "x / |x|": (lambda x: x / abs(x), 0.0, 0, 0),
+    "a mask": (lambda m: 3 * m * jnp.exp(2.0) / m, 0.0, 0, 0),
+}
+
+
+@pytest.mark.parametrize("name", REMOVABLE)
+def test_limits(name):
+    fn, x, value, slope = REMOVABLE[name]
+    robust = ro.robustify(fn, values=True)
+    for apply in (lambda f: f, jax.jit):
+        found = apply(jax.value_and_grad(robust))(x)
+        np.testing.assert_allclose(found, (value, slope), rtol=1e-6, atol=1e-7)
+    assert robust(x + 0.5) == fn(x + 0.5)
+
+
+def test_limit_of_vectors():
+    """Of equal quaternions slerp is that one, and its derivative that of a weighted mean."""
+    b = jnp.array([1.0, 0, 0, 0])
+
+    def slerp(a, t=0.25):
+        angle = jnp.arccos(a @ b)
+        return (jnp.sin((1 - t) * angle) * a + jnp.sin(t * angle) * b) / jnp.sin(angle)
+
+    robust = ro.robustify(slerp, values=True)
+    np.testing.assert_allclose(robust(b), b)
+    np.testing.assert_allclose(jax.jacobian(robust)(b), 0.75 * np.eye(4))
+
+
+def softmax_mean(q):
+    w = jnp.exp(jnp.array([1.0, 2, 0]))
+    return jnp.sum(w * q) / jnp.sum(w)
+
+
+ZERO = {
+    "swish": (lambda x: jnp.sum(x / (1 + jnp.exp(-x))), np.zeros(2)),
+    "tanh": (lambda x: jnp.sum((jnp.exp(x) - jnp.exp(-x)) / (jnp.exp(x) + jnp.exp(-x))), [0.0]),
+    "shrunk": (lambda x: jnp.sum((jnp.exp(x) - 1) * jnp.exp(-x)), np.zeros(2)),
+    "cosine": (lambda x: x[0] / (jnp.linalg.norm(x) * jnp.linalg.norm(x + 1)), [0.0, 1.0]),
+    "slope": (lambda x: jnp.sum(x * jnp.arange(3.0)) / jnp.sum(jnp.arange(3.0) ** 2), np.zeros(3)),
+    "weighted mean": (softmax_mean, np.zeros(3)),
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_a_zero_keeps_its_derivative(name):
+    fn, x = ZERO[name][0], jnp.asarray(ZERO[name][1], jnp.float32)
+    expected = jax.grad(fn)(x)
+    assert np.all(np.isfinite(expected))
+    assert np.any(expected != 0)
+    np.testing.assert_allclose(jax.grad(ro.robustify(fn, values=True))(x), expected, rtol=1e-6)
+
+
+def test_an_underflow_is_still_rescued():
+    fn = lambda x: jnp.exp(-x) / (jnp.exp(-x) + jnp.exp(-x - 1))
+    value, slope = jax.value_and_grad(ro.robustify(fn, values=True))(200.0)
+    np.testing.assert_allclose((value, slope), (1 / (1 + np.exp(-1)), 0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("fn", [jnp.arccos, jnp.arcsin, jnp.arccosh, jnp.arctanh])
+def test_outside_of_its_domain_a_function_is_as_at_the_end(fn):
+    robust = ro.robustify(fn, values=True)
+    for x in (1.5, 0.5, -1.5):
+        assert np.isfinite(robust(jnp.float32(x)))
+    assert np.isnan(robust(jnp.float32(np.nan)))
