@@ -420,6 +420,9 @@ def test_certify_says_what_is_wrong():
         Range((3,), 0.0, 1.0)
     with pytest.raises(TypeError, match=r"write \(range,\)"):
         ro.certify(jnp.sum, x)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError) as error:
+        ro.certify(jnp.sqrt, ((0.0, 1.0),))
+    assert any("an interval is Range(low, high, shape)" in note for note in error.value.__notes__)
     with pytest.raises(ValueError, match="argnums=1 for 1 arguments"):
         ro.certify(jnp.sum, (x,), argnums=1)
     with pytest.raises(TypeError, match="no floating array"):

@@ -49,8 +49,8 @@ def _safe_sqrt(x, *, floor, linear):
     ],
     ulps=(1, 8),
     replaces="sqrt",
-    hint="sqrt has an infinite derivative at 0: use robustops.safe_sqrt, or robustops.safe_norm "
-    "for the root of a sum of squares.",
+    hint="sqrt is NaN below 0, with an infinite derivative at 0: use robustops.safe_sqrt, or "
+    "robustops.safe_norm for the root of a sum of squares.",
 )
 def safe_sqrt(
     x: ArrayLike, /, *, floor: float | None = None, extend: str = "constant"

@@ -137,7 +137,16 @@ def certify(
         )
     given = [leaf for leaf in jax.tree.leaves(tuple(ranges)) if _is_traced(leaf)]
     args = jax.tree.map(_struct, tuple(ranges))
-    traced = _jax.trace(fn, *args, is_traced=_is_traced)
+    try:
+        traced = _jax.trace(fn, *args, is_traced=_is_traced)
+    except TypeError as error:
+        for i, entry in enumerate(ranges):
+            if isinstance(entry, tuple | list) and all(isinstance(x, int | float) for x in entry):
+                error.add_note(
+                    f"certify: ranges[{i}] is a {type(entry).__name__} of numbers, which fn was "
+                    "given as it is; an interval is Range(low, high, shape)"
+                )
+        raise
     program, sites = number(_jax.scalar_conditions(traced.jaxpr))
     names = [_name(fn, path) for path in traced.paths]
     wanted, both = [], program

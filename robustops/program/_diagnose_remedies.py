@@ -8,16 +8,16 @@ _OTHERS = {
     "whole row may be masked use robustops.softmax(x, where=mask).",
     "add": "a sum overflowed, or inf met -inf: scale the terms first, or sum in a wider dtype.",
     "mul": "a product overflowed: scale the factors first, work in log space, or widen the dtype.",
-    "integer_pow": "a power overflowed: scale its base first (robustops.safe_norm, safe_std), or "
-    "use a wider dtype.",
+    "integer_pow": "a power overflowed, or a negative power met 0: scale the base first "
+    "(robustops.safe_norm, safe_std), use a wider dtype, or robustops.safe_reciprocal.",
     "reduce_sum": "a sum overflowed: take the mean (robustops.safe_mean), or sum in a wider dtype.",
     "reduce_prod": "a product overflowed: sum logarithms instead.",
     "cumsum": "a running sum overflowed: scale its terms, or use a wider dtype.",
     "cumprod": "a running product overflowed: sum logarithms instead (jnp.cumsum of the logs).",
-    "dot_general": "a matrix product overflowed: scale its operands, or ask for a wider result "
-    "with preferred_element_type=jnp.float32.",
-    "conv_general_dilated": "a convolution overflowed: scale its operands, or ask for a wider "
-    "result with preferred_element_type=jnp.float32.",
+    "dot_general": "a matrix product overflowed: scale its operands or, of 16 bits, ask for a "
+    "wider result with preferred_element_type=jnp.float32.",
+    "conv_general_dilated": "a convolution overflowed: scale its operands or, of 16 bits, ask for "
+    "a wider result with preferred_element_type=jnp.float32.",
     "convert_element_type": "the value does not fit the narrower dtype: scale it down before the "
     "cast, or keep it in float32 or bfloat16.",
     "exp2": "exp2 overflows above 128 in float32: bound its argument.",
@@ -33,6 +33,10 @@ _OTHERS = {
     "small diagonal that tells them apart, or use eigenvalues only.",
     "svd": "the derivative of singular vectors is infinite where two singular values are equal "
     "or 0: use singular values only, or add a small perturbation.",
+    "rem": "the remainder by 0 is NaN: put jnp.where(y == 0, 1, y) in place of the divisor y.",
+    "digamma": "digamma has poles at 0, -1, -2, ...: keep its argument above 0, say by a softplus.",
+    "lgamma": "lgamma has poles at 0, -1, -2, ...: keep its argument above 0, say by a softplus.",
+    "erf_inv": "erf_inv is infinite at -1 and 1 and NaN beyond: clip its argument inside of them.",
     "select_n": "NaN or an infinity is written here as a constant: write a finite one, or mask "
     "what follows.",
     "gather": "an index is out of bounds, for which jnp fills in NaN: check the indices.",

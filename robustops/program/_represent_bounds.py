@@ -174,9 +174,15 @@ def of_equation(name, params, shapes, inputs) -> tuple[float, float]:
             )
         case "reduce_max" | "reduce_min" | "cummax" | "cummin" | "sort":
             return inputs[0]
+        case "reduce_window_max" | "reduce_window_min":  # of windows that are not all padding
+            return inputs[0]
         case "dot_general":
             (contract, _), _ = params["dimension_numbers"]
             count = float(math.prod(shapes[0][i] for i in contract))
+            return times(times(*inputs), (count, count))
+        case "conv_general_dilated":
+            outputs = shapes[1][params["dimension_numbers"].rhs_spec[0]]
+            count = float(math.prod(shapes[1]) // max(outputs, 1))
             return times(times(*inputs), (count, count))
         case "scatter-add":
             count = float(math.prod(shapes[2]))

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from .. import _jax
-from .._numerics import widen
-from ._represent_bounds import finite, of_dtype, of_equation
+from .._numerics import smallest, widen
+from ._represent_bounds import finite, of_dtype, of_equation, union
 
 # Primitives that only move, copy or cast elements of their first operand.
 STRUCTURAL = frozenset(
@@ -79,6 +79,8 @@ class Node:
             return of_dtype(self.aval.dtype)
         if self.name in STRUCTURAL:
             return self.inputs[0].bounds
+        if self.name == "select_n" and len(self.inputs) == 3 and self.floating:
+            return chosen(*self.inputs)
         shapes = [i.aval.shape for i in self.inputs]
         bounds = [i.bounds for i in self.inputs]
         low, high = of_equation(self.name, self.eqn.params, shapes, bounds)
@@ -134,6 +136,40 @@ def same(a: Node, b: Node, depth: int = 12) -> bool:
     if a.aval.shape != b.aval.shape or a.eqn.params != b.eqn.params:
         return False
     return all(same(i, j, depth - 1) for i, j in zip(a.inputs, b.inputs, strict=True))
+
+
+def chosen(which: Node, other: Node, case: Node) -> tuple[float, float]:
+    """Return the bounds of where(which, case, other): a comparison tells of what it is of."""
+    test = resolved(which)
+    if test.name not in ("gt", "ge", "lt", "le", "ne", "eq"):
+        return union(other.bounds, case.bounds)
+    a, b = map(resolved, test.inputs)
+    if test.name == "ne" and same(a, b):  # only NaN differs from itself
+        return other.bounds
+    parts = [(other, OPPOSITE[test.name]), (case, test.name)]
+    return union(*(_compared(n, name, a, b) for n, name in parts))
+
+
+OPPOSITE = {"gt": "le", "ge": "lt", "lt": "ge", "le": "gt", "ne": "eq", "eq": "ne"}
+MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "ne": "ne", "eq": "eq"}
+
+
+def _compared(n: Node, name: str, a: Node, b: Node) -> tuple[float, float]:
+    """Return the bounds of `n` where the comparison `name` of `a` and `b` holds."""
+    low, high = n.bounds
+    for v, limit, how in ((a, b, name), (b, a, MIRRORED[name])):
+        c = underneath(limit).scalar
+        if c is None or not v.floating or not same(resolved(n), v):
+            continue
+        # Beyond 0 the least number that XLA does not flush to 0.
+        tiny = smallest(v.aval.dtype)
+        if how in ("gt", "ge"):
+            low = max(low, c or (tiny if how == "gt" else 0.0))
+        elif how in ("lt", "le"):
+            high = min(high, c or (-tiny if how == "lt" else 0.0))
+        elif how == "ne" and c == 0 and low == 0:
+            low = tiny
+    return (low, high) if low <= high else n.bounds
 
 
 def resolved(n: Node) -> Node:

@@ -91,12 +91,18 @@ def _equation(eqn, inputs, rep):
     return outs
 
 
-def _bounds(closed, bounds):
-    """Return the bounds of the results of `closed` for inputs within `bounds`, without tracing."""
-    env = {
-        v: Node(None, aval=v.aval, bounds=b)
-        for v, b in zip(closed.jaxpr.invars, bounds, strict=True)
-    }
+def _bounds(closed, given):
+    """Return the bounds of the results of `closed`, without tracing.
+
+    `given` has the bounds of each input, or the node that it is.
+    """
+
+    def entered(v, g):
+        if isinstance(g, Node):
+            return Node(None, aval=v.aval, bounds=g.bounds, body=lambda: g)
+        return Node(None, aval=v.aval, bounds=g)
+
+    env = {v: entered(v, g) for v, g in zip(closed.jaxpr.invars, given, strict=True)}
     env |= dict(zip(closed.jaxpr.constvars, map(_constant, closed.consts), strict=True))
     read = lambda v: _constant(v.val, v.aval) if isinstance(v, _jax.Literal) else env[v]
     for eqn in closed.jaxpr.eqns:
@@ -119,7 +125,7 @@ def _inner_bounds(eqn, inputs):
     if name is None:
         return None
     key = next(k for k in name if k in eqn.params)
-    return _bounds(_jax.subjaxprs(eqn)[key][0], [n.bounds for n in inputs])
+    return _bounds(_jax.subjaxprs(eqn)[key][0], inputs)
 
 
 def _has_hazard(closed) -> bool:
@@ -142,7 +148,7 @@ def _jit(eqn, inputs, values):
     if eqn.params["name"] in OPS and _is_own(closed):
         return [Node(v) for v in _jax.bind(eqn, *values)]
     body = _lazily(closed, inputs)
-    bounds = _bounds(closed, [n.bounds for n in inputs])
+    bounds = _bounds(closed, inputs)
     if not _has_hazard(closed):
         outs = _jax.bind(eqn, *values)
     elif _is_plain(eqn):
