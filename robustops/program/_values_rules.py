@@ -69,7 +69,7 @@ def precision(dtype) -> float:
 def fits(n: Node, low: float = -math.inf) -> bool:
     """Tell whether the plain result of `n` lies above `low` and cannot overflow."""
     return (
-        n.bounds[0] >= max(low, -largest(n.aval.dtype)) and n.bounds[1] < largest(n.aval.dtype) / 4
+        n.bounds[0] >= max(low, -largest(n.aval.dtype)) and n.bounds[1] < largest(n.aval.dtype) / 8
     )
 
 
