@@ -8,8 +8,8 @@ _OTHERS = {
     "whole row may be masked use robustops.softmax(x, where=mask).",
     "add": "a sum overflowed, or inf met -inf: scale the terms first, or sum in a wider dtype.",
     "mul": "a product overflowed: scale the factors first, work in log space, or widen the dtype.",
-    "integer_pow": "a power overflowed, or a negative power met 0: scale the base first "
-    "(robustops.safe_norm, safe_std), use a wider dtype, or robustops.safe_reciprocal.",
+    "integer_pow": "a power overflowed, or a negative one met 0: scale its base first "
+    "(robustops.safe_norm, safe_std), or use a wider dtype.",
     "reduce_sum": "a sum overflowed: take the mean (robustops.safe_mean), or sum in a wider dtype.",
     "reduce_prod": "a product overflowed: sum logarithms instead.",
     "cumsum": "a running sum overflowed: scale its terms, or use a wider dtype.",
