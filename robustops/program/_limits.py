@@ -59,7 +59,7 @@ def _may_vanish(n: Node) -> bool:
 
 
 def _derivative(fn):
-    return lambda t: jax.jvp(fn, (t,), (jnp.ones_like(t),))[1]
+    return lambda at: jax.jvp(fn, (at,), (jnp.ones_like(at),))[1]
 
 
 def _behind(n: Node, end: Node | None = None) -> Iterator[Node]:
