@@ -85,3 +85,14 @@ def test_outside_of_its_domain_a_function_is_as_at_the_end(fn):
     for x in (1.5, 0.5, -1.5):
         assert np.isfinite(robust(jnp.float32(x)))
     assert np.isnan(robust(jnp.float32(np.nan)))
+
+
+def test_a_long_chain_of_quotients_is_traced():
+    """Each step asks of both operands what they are made of: 2^20 questions, if none is kept."""
+
+    def root(x):
+        for _ in range(20):
+            x = x - (x**2 - 2) / (2 * x)
+        return x
+
+    np.testing.assert_allclose(ro.robustify(root, values=True)(jnp.float32(3)), 2**0.5, rtol=1e-6)

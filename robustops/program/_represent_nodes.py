@@ -69,6 +69,8 @@ class Node:
         self.again = again
         self.given = given
         self.carried = carried
+        self.explosive: bool | None = None
+        self.powerful: bool | None = None
         self.known = known or (bool(inputs) and all(i.known for i in inputs))
         self.bounds = bounds or ((scalar, scalar) if scalar is not None else self._bounds())
         if self.name in STRUCTURAL and inputs[0].scalar is not None:

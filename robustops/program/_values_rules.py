@@ -75,6 +75,13 @@ def fits(n: Node, low: float = -math.inf) -> bool:
 
 def explosive(n: Node) -> bool:
     """Tell whether an exponential in `n` may overflow for ordinary input."""
+    # Kept, since a chain of n products x x would ask 2^n times.
+    if n.explosive is None:
+        n.explosive = _explosive(n)
+    return n.explosive
+
+
+def _explosive(n):
     if n.floating and fits(n):
         return False
     match n.name:
@@ -93,6 +100,12 @@ def powerful(n: Node) -> bool:
     The bounds of such a one are those of ordinary input, and do not count: they would call
     x^2 / (x^2 + 1) sound, which is inf / inf at 1e20.
     """
+    if n.powerful is None:
+        n.powerful = _powerful(n)
+    return n.powerful
+
+
+def _powerful(n):
     if not n.floating or max(map(abs, n.bounds)) < ORDINARY:
         return False
     match n.name:
