@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from robustops import optim
@@ -208,3 +208,24 @@ def test_two_processes_take_one_decision():
     assert lines[0] == lines[1]
     assert np.isfinite(np.frombuffer(bytes.fromhex(lines[0][0]), np.float32)).all()
     assert lines[0][1:] == ["5", "2", "1"]
+
+
+@pytest.mark.parametrize("clipping", [None, 0.01])
+def test_leaves_of_one_shape_split_differently(clipping):
+    """On an explicit mesh arrays that are split differently cannot be added."""
+    mesh = jax.make_mesh((4,), ("d",), (AxisType.Explicit,), devices=jax.devices()[:4])
+
+    def split(*axes):
+        return jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, P(*axes)))
+
+    params = {"down": split(None, "d"), "up": split("d", None), "whole": split(None, None)}
+    tx = optim.guard(optax.adam(0.1), clipping=clipping)
+    step = jax.jit(lambda g, s, p: optim.guarded_apply(tx, g, s, p))
+    plain = jax.tree.map(lambda x: jnp.ones((8, 8)), params)
+    state, expected = step(params, tx.init(params), params), step(plain, tx.init(plain), plain)
+    for name, x in params.items():
+        assert state[0][name].sharding.spec == x.sharding.spec
+        np.testing.assert_allclose(state[0][name], expected[0][name], rtol=1e-6)
+    bad = params | {"up": params["up"] * jnp.nan}
+    kept, _ = step(bad, tx.init(params), params)
+    np.testing.assert_array_equal(kept["down"], 1)

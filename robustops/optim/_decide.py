@@ -1,7 +1,7 @@
 """The one decision of every guard: take the whole step, or leave everything as it was."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from robustops.optim._norms import (
     all_shards,
     by_platform,
     is_float,
+    layout,
     sum_each,
     sum_folded,
 )
@@ -260,24 +261,25 @@ def _arrival_fault(u: jax.Array, p: jax.Array) -> jax.Array:
     return _fault(u * 2.0 ** max(int(own.maxexp) - room, 0))
 
 
-def _leaf_counts(tree: Any) -> dict[tuple[int, ...], int]:
-    counts: dict[tuple[int, ...], int] = {}
+def _leaf_counts(tree: Any) -> dict[Hashable, int]:
+    counts: dict[Hashable, int] = {}
     for x in jax.tree.leaves(tree):
-        counts[jnp.shape(x)] = counts.get(jnp.shape(x), 0) + 1
+        counts[layout(x)] = counts.get(layout(x), 0) + 1
     return counts
 
 
-def _deal(faults: list[jax.Array], counts: dict[tuple[int, ...], int]) -> list[jax.Array]:
+def _deal(faults: list[jax.Array], counts: dict[Hashable, int]) -> list[jax.Array]:
     """Those of one parameter (gradient, moments, update) added up, so that one kernel reads them.
 
     Leaves of one shape come in the order of the parameters, tree after tree, so dealing them out
     in turn puts a parameter's own together. A wrong guess costs time only.
     """
-    groups: dict[tuple[tuple[int, ...], int], jax.Array] = {}
-    seen: dict[tuple[int, ...], int] = {}
+    groups: dict[Hashable, jax.Array] = {}
+    seen: dict[Hashable, int] = {}
     for f in faults:
-        turn = seen.get(f.shape, 0)
-        seen[f.shape] = turn + 1
-        key = f.shape, turn % counts.get(f.shape, 1)
+        kind = layout(f)
+        turn = seen.get(kind, 0)
+        seen[kind] = turn + 1
+        key = kind, turn % counts.get(kind, 1)
         groups[key] = groups[key] + f if key in groups else f
     return list(groups.values())
