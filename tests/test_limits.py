@@ -49,6 +49,28 @@ def test_limit_of_vectors():
     np.testing.assert_allclose(jax.jacobian(robust)(b), 0.75 * np.eye(4))
 
 
+def test_a_limit_in_a_variable_that_a_jit_made():
+    """`jnp.linalg.norm` is jitted."""
+
+    def fn(w):
+        norm = jnp.linalg.norm(w)
+        return jnp.sin(norm) / norm * w[0] + (1 - jnp.cos(norm)) / norm**2
+
+    value, slope = jax.value_and_grad(ro.robustify(fn, values=True))(jnp.zeros(3))
+    assert value == 0.5
+    np.testing.assert_array_equal(slope, [1, 0, 0])
+
+
+def test_a_chain_too_long_for_a_limit_takes_the_fill():
+    def fn(x):
+        y = x
+        for _ in range(40):
+            y = y * y
+        return jnp.sin(y) / x
+
+    assert ro.robustify(fn, values=True)(jnp.float32(0)) == 0
+
+
 def softmax_mean(q):
     w = jnp.exp(jnp.array([1.0, 2, 0]))
     return jnp.sum(w * q) / jnp.sum(w)

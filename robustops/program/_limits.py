@@ -29,19 +29,20 @@ def limit(x: Node, y: Node) -> jax.Array | None:
     """
     if not (_may_vanish(x) and _may_vanish(y)):
         return None
-    of_x = {id(n) for n in _behind(x)}
-    for t in _behind(y):
-        if id(t) in of_x and t.floating:
-            break
-    else:
+    origins = _Origins()
+    of_x = list(origins.behind(x))
+    shared = (t for t in origins.behind(y) if t.floating and any(t is n for n in of_x))
+    if (t := next(shared, None)) is None:
         return None
-    paths: dict[int, list[Node]] = {}
-    curved = any(map(_is_curved, (*_path(x, t, paths), *_path(y, t, paths))))
-    if not curved or not all(map(_is_smooth, _behind(y, t))):
+    between_x, between_y = list(origins.behind(x, t)), list(origins.behind(y, t))
+    if max(len(between_x), len(between_y)) == SIZE or not all(map(_is_smooth, between_y)):
+        return None
+    if not any(_is_curved(n) and origins.depends(n, t) for n in (*between_x, *between_y)):
         return None
 
     def both(at):
-        return _value(x, t, at, {}), _value(y, t, at, {})
+        found = {id(t): at}
+        return origins.value(x, t, found), origins.value(y, t, found)
 
     found, more = jnp.full(x.aval.shape, jnp.nan, x.aval.dtype), True
     for order in range(1, ORDER + 1):
@@ -54,38 +55,59 @@ def limit(x: Node, y: Node) -> jax.Array | None:
     return found
 
 
+class _Origins:
+    """What nodes are smooth functions of.
+
+    Each node is resolved once: the inside of a jit has other nodes each time that it is asked for.
+    """
+
+    def __init__(self):
+        self._resolved: dict[int, tuple[Node, Node]] = {}
+        self._depends: dict[tuple[int, int], bool] = {}
+
+    def resolved(self, n: Node) -> Node:
+        """Return the node of the same variable inside the jit that it came from."""
+        if id(n) not in self._resolved:
+            inner = resolved(n)
+            # Both are held, so that no other node gets their numbers.
+            self._resolved |= {id(n): (n, inner), id(inner): (inner, inner)}
+        return self._resolved[id(n)][1]
+
+    def behind(self, n: Node, end: Node | None = None) -> Iterator[Node]:
+        """Yield up to `SIZE` nodes: `n` and what it is a function of, the nearest first, to `end`."""
+        seen, todo = set(), [n]
+        while todo and len(seen) < SIZE:
+            n = self.resolved(todo.pop(0))
+            if n.known or n is end or id(n) in seen:
+                continue
+            seen.add(id(n))
+            yield n
+            if _is_smooth(n):
+                todo += n.inputs
+
+    def depends(self, n: Node, t: Node) -> bool:
+        """Tell whether `n` is a smooth function of `t`, or is `t`."""
+        n = self.resolved(n)
+        if n is t or n.known or not _is_smooth(n):
+            return n is t
+        key = id(n), id(t)
+        if key not in self._depends:
+            self._depends[key] = any(self.depends(i, t) for i in n.inputs)
+        return self._depends[key]
+
+    def value(self, n: Node, t: Node, found: dict[int, jax.Array]) -> jax.Array:
+        """Return the value that `n` has where that of `t` is the one in `found`."""
+        n = self.resolved(n)
+        if id(n) not in found:
+            if not self.depends(n, t):
+                return n.value
+            values = [self.value(i, t, found) for i in n.inputs]
+            found[id(n)] = _jax.bind(n.eqn, *values)[n.index]
+        return found[id(n)]
+
+
 def _may_vanish(n: Node) -> bool:
     return n.scalar is None and n.bounds[0] <= 0 <= n.bounds[1]
-
-
-def _derivative(fn):
-    return lambda at: jax.jvp(fn, (at,), (jnp.ones_like(at),))[1]
-
-
-def _behind(n: Node, end: Node | None = None) -> Iterator[Node]:
-    """Yield `n` and what it is a smooth function of, the nearest first, down to `end`."""
-    seen, todo = set(), [resolved(n)]
-    while todo and len(seen) < SIZE:
-        n = todo.pop(0)
-        if n.known or n is end or id(n) in seen:
-            continue
-        seen.add(id(n))
-        yield n
-        if _is_smooth(n):
-            todo += map(resolved, n.inputs)
-
-
-def _path(n: Node, t: Node, paths: dict[int, list[Node]]) -> list[Node]:
-    """Return the functions through which `n` depends on `t`."""
-    n = resolved(n)
-    if n is t:
-        return [n]
-    if id(n) not in paths:
-        paths[id(n)] = []
-        if _is_smooth(n) and not n.known:
-            inner = [p for i in n.inputs for p in _path(i, t, paths)]
-            paths[id(n)] = [n, *inner] if inner else []
-    return paths[id(n)]
 
 
 def _is_smooth(n: Node) -> bool:
@@ -96,14 +118,5 @@ def _is_curved(n: Node) -> bool:
     return n.name in CURVED or (n.name == "pow" and n.inputs[1].scalar is None)
 
 
-def _value(n: Node, t: Node, at: jax.Array, found: dict[int, jax.Array]) -> jax.Array:
-    """Return the value that `n` has where `t` is `at`."""
-    n = resolved(n)
-    if n is t:
-        return at
-    if n.known or not _is_smooth(n):
-        return n.value
-    if id(n) not in found:
-        values = [_value(i, t, at, found) for i in n.inputs]
-        found[id(n)] = _jax.bind(n.eqn, *values)[n.index]
-    return found[id(n)]
+def _derivative(fn):
+    return lambda at: jax.jvp(fn, (at,), (jnp.ones_like(at),))[1]
