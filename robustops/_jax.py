@@ -43,6 +43,9 @@ _INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "
 # Primitives that just run the one jaxpr that they hold on their operands.
 CALLS = frozenset({"jit", "call", "closed_call", "eval_jaxpr", "remat2", "shard_map"})
 
+# Comparisons, and what holds where they do not.
+NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
+
 
 class Traced(NamedTuple):
     """A function's jaxpr for given arguments.
@@ -224,25 +227,41 @@ def with_eqns(closed: Any, eqns: Sequence[JaxprEqn]) -> Any:
     return ClosedJaxpr(closed.jaxpr.replace(eqns=list(eqns)), closed.consts)
 
 
+def contains(closed: Any, test: Callable[[JaxprEqn], bool]) -> bool:
+    """Tell whether `test` holds for an equation of `closed` or of a jaxpr inside of it."""
+    return any(
+        test(eqn) or any(contains(sub, test) for subs in subjaxprs(eqn).values() for sub in subs)
+        for eqn in closed.jaxpr.eqns
+    )
+
+
 def scalar_conditions(closed: Any) -> Any:
     """Return `closed` with one condition for each while loop, as XLA is given it.
 
     `vmap` makes one for each row: the loop goes on while any holds, and rows that are done stay.
+    Itself if there is none such, since equations share jaxprs, which are compiled once.
     """
+    if not contains(closed, _has_conditions):
+        return closed
     eqns = []
     for eqn in closed.jaxpr.eqns:
         new = {k: list(map(scalar_conditions, v)) for k, v in subjaxprs(eqn).items()}
         eqn = with_subjaxprs(eqn, new)
-        eqns.append(_with_scalar_condition(eqn) if eqn.primitive.name == "while" else eqn)
+        eqns.append(_with_scalar_condition(eqn) if _has_conditions(eqn) else eqn)
     return with_eqns(closed, eqns)
+
+
+def _has_conditions(eqn: JaxprEqn) -> bool:
+    if eqn.primitive.name != "while":
+        return False
+    (cond,) = subjaxprs(eqn)["cond_jaxpr"]
+    return cond.out_avals[0].shape != ()
 
 
 def _with_scalar_condition(eqn: JaxprEqn) -> JaxprEqn:
     subs, p = subjaxprs(eqn), eqn.params
     (cond,), (body,) = subs["cond_jaxpr"], subs["body_jaxpr"]
     n = p["cond_nconsts"]
-    if cond.out_avals[0].shape == ():
-        return eqn
 
     def any_holds(*args):
         return [lax.reduce_or(evaluate(cond, args)[0], tuple(range(cond.out_avals[0].ndim)))]

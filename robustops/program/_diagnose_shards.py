@@ -19,24 +19,20 @@ from ._replay import CALLS
 
 def without_shards(closed: Any) -> Any:
     """Return `closed` with every `shard_map` in it on one device; itself if there is none."""
-    if not _has_shards(closed):
+    if not _jax.contains(closed, _is_shards):
         return closed
     return _jax.retrace(lambda *args: _jax.evaluate(closed, args, _outside), closed)
 
 
-def _has_shards(closed) -> bool:
-    return any(
-        eqn.primitive.name == "shard_map"
-        or any(_has_shards(sub) for subs in _jax.subjaxprs(eqn).values() for sub in subs)
-        for eqn in closed.jaxpr.eqns
-    )
+def _is_shards(eqn) -> bool:
+    return eqn.primitive.name == "shard_map"
 
 
 def _outside(eqn, *values):
-    if eqn.primitive.name == "shard_map":
+    if _is_shards(eqn):
         return _on_one_device(eqn, values)
     subs = _jax.subjaxprs(eqn)
-    if any(_has_shards(sub) for jaxprs in subs.values() for sub in jaxprs):
+    if any(_jax.contains(sub, _is_shards) for jaxprs in subs.values() for sub in jaxprs):
         new = {name: [without_shards(sub) for sub in jaxprs] for name, jaxprs in subs.items()}
         eqn = _jax.with_subjaxprs(eqn, new)
     return _jax.bind(eqn, *values)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from .._jax import NEGATED
 from ._derivatives import original_name
 from ._intervals import (
     ULPS,
@@ -30,7 +31,6 @@ from ._intervals_elementwise import (
     mul,
 )
 
-_NEGATED = {"lt": "ge", "ge": "lt", "gt": "le", "le": "gt", "eq": "ne", "ne": "eq"}
 _WHOLE = frozenset("ceil floor iota round sign".split())
 _PICKS = frozenset("abs clamp cummax cummin max min neg reduce_max reduce_min sort".split())
 # How far a comparison is pushed back through the elementwise operations before its use.
@@ -220,12 +220,12 @@ def renamed(x: Value) -> Value:
 
 
 def _test(name: str, ins: Sequence[Value]) -> tuple[tuple, tuple]:
-    if name in _NEGATED:
+    if name in NEGATED:
         a, b = ins
         if format_of(a.dtype).kind not in ("float", "int"):
             return (), ()
         known = not (a.may_be_nan or b.may_be_nan)
-        return ((name, a, b),), ((_NEGATED[name], a, b),) if known else ()
+        return ((name, a, b),), ((NEGATED[name], a, b),) if known else ()
     if name == "is_finite":
         return (("finite", ins[0], ins[0]),), ()
     if name == "and":

@@ -69,8 +69,8 @@ class Node:
         self.again = again
         self.given = given
         self.carried = carried
-        self.explosive: bool | None = None
-        self.powerful: bool | None = None
+        self.told: dict[str, bool] = {}
+        """What `_values_rules` asked once."""
         self.known = known or (bool(inputs) and all(i.known for i in inputs))
         self.bounds = bounds or ((scalar, scalar) if scalar is not None else self._bounds())
         if self.name in STRUCTURAL and inputs[0].scalar is not None:
@@ -143,16 +143,15 @@ def same(a: Node, b: Node, depth: int = 12) -> bool:
 def chosen(which: Node, other: Node, case: Node) -> tuple[float, float]:
     """Return the bounds of where(which, case, other): a comparison tells of what it is of."""
     test = resolved(which)
-    if test.name not in ("gt", "ge", "lt", "le", "ne", "eq"):
+    if test.name not in _jax.NEGATED:
         return union(other.bounds, case.bounds)
     a, b = map(resolved, test.inputs)
     if test.name == "ne" and same(a, b):  # only NaN differs from itself
         return other.bounds
-    parts = [(other, OPPOSITE[test.name]), (case, test.name)]
+    parts = [(other, _jax.NEGATED[test.name]), (case, test.name)]
     return union(*(_compared(n, name, a, b) for n, name in parts))
 
 
-OPPOSITE = {"gt": "le", "ge": "lt", "lt": "ge", "le": "gt", "ne": "eq", "eq": "ne"}
 MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "ne": "ne", "eq": "eq"}
 
 

@@ -129,12 +129,7 @@ def _inner_bounds(eqn, inputs):
 
 
 def _has_hazard(closed) -> bool:
-    for eqn in closed.jaxpr.eqns:
-        if eqn.primitive.name in HAZARDS:
-            return True
-        if any(_has_hazard(c) for cs in _jax.subjaxprs(eqn).values() for c in cs):
-            return True
-    return False
+    return _jax.contains(closed, lambda eqn: eqn.primitive.name in HAZARDS)
 
 
 def _lazily(closed, inputs):

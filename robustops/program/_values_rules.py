@@ -7,6 +7,7 @@ way to it, it stays as it is, bit for bit.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -73,15 +74,22 @@ def fits(n: Node, low: float = -math.inf) -> bool:
     )
 
 
+def asked_once(tell: Callable[[Node], bool]) -> Callable[[Node], bool]:
+    """Keep the answer on the node: along a chain of n products x x it would be asked 2^n times."""
+    name = tell.__name__
+
+    @functools.wraps(tell)
+    def kept(n):
+        if name not in n.told:
+            n.told[name] = tell(n)
+        return n.told[name]
+
+    return kept
+
+
+@asked_once
 def explosive(n: Node) -> bool:
     """Tell whether an exponential in `n` may overflow for ordinary input."""
-    # Kept, since a chain of n products x x would ask 2^n times.
-    if n.explosive is None:
-        n.explosive = _explosive(n)
-    return n.explosive
-
-
-def _explosive(n):
     if n.floating and fits(n):
         return False
     match n.name:
@@ -94,18 +102,13 @@ def _explosive(n):
     return n.name in STRUCTURAL and explosive(n.inputs[0])
 
 
+@asked_once
 def powerful(n: Node) -> bool:
     """Tell whether `n` is of second or higher degree in something of unknown size.
 
     The bounds of such a one are those of ordinary input, and do not count: they would call
     x^2 / (x^2 + 1) sound, which is inf / inf at 1e20.
     """
-    if n.powerful is None:
-        n.powerful = _powerful(n)
-    return n.powerful
-
-
-def _powerful(n):
     if not n.floating or max(map(abs, n.bounds)) < ORDINARY:
         return False
     match n.name:
