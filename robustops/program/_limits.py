@@ -74,7 +74,7 @@ class _Origins:
         return self._resolved[id(n)][1]
 
     def behind(self, n: Node, end: Node | None = None) -> Iterator[Node]:
-        """Yield up to `SIZE` nodes: `n` and what it is a function of, the nearest first, to `end`."""
+        """Yield `n` and what it is a function of, nearest first, down to `end`; `SIZE` at most."""
         seen, todo = set(), [n]
         while todo and len(seen) < SIZE:
             n = self.resolved(todo.pop(0))
