@@ -35,14 +35,15 @@ def main(argv: Sequence[str]) -> int:
 
         return train(argv[1:])
     given = parser.parse_args(argv)
-    from robustops.train import replay as explain
+    from robustops.train._record import explain
 
     try:
-        print(explain(given.file, trust=given.trust))
+        text, replayed = explain(given.file, given.trust)
     except (ValueError, FileNotFoundError) as error:
         print(f"python -m robustops replay: {error}", file=sys.stderr)
         return 2
-    return 0
+    print(text)
+    return 0 if replayed else 1
 
 
 if __name__ == "__main__":

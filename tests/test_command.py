@@ -43,6 +43,32 @@ def test_train_saves_pictures_and_goes_on(tmp_path, capsys):
     assert "is of a run with other options (code 4, now 5); choose another --out" in error
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", 0), ("batch-size", 0), ("code", 0), ("patience", 0), ("fault-every", -3),
+        ("hidden", 0), ("seed", -1), ("learning-rate", -1.0), ("learning-rate", "nan"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_range_are_refused_before_anything_is_written(
+    tmp_path, capsys, option, value
+):
+    status, _, error = run(
+        capsys, "--data", "wine", "--out", tmp_path / "run", f"--{option}", value
+    )
+    assert status == 2
+    assert f"--{option} must be" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_a_run_that_never_began_do_not_count(tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "options.json").write_text('{"code": 99}')
+    words = ("--data", "wine", "--epochs", 1, "--code", 4, "--out", out)
+    assert run(capsys, *words)[0] == 0
+
+
 def test_mistyped_names_list_the_valid_ones(capsys):
     with pytest.raises(SystemExit, match="2"):
         run(capsys, "--model", "autoencodr")

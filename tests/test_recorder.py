@@ -203,6 +203,7 @@ def test_replay_of_the_users_own_code(tmp_path):
     run(tmp_path / "b", x, y, linear(rngs=nnx.Rngs(5)), local, tx, epochs=1)
     file = only(tmp_path / "b")
     assert "the record does not name its model" in replay(file)
+    assert main(["replay", str(file)]) == 1
     assert f"load_record({str(file)!r})" in replay(file)
     record = load_record(file)
     assert record.loss_name is None

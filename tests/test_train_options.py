@@ -150,6 +150,36 @@ def test_steps_in_place_of_epochs():
         train(min_delta=-1.0)
 
 
+@pytest.mark.parametrize("validation", [None, "rows"])
+def test_steps_that_end_within_an_epoch_go_on_there(tmp_path, validation):
+    """8 steps and 10 more are 18, bit for bit; a run that has ended tells the same again."""
+    options: dict = {"validation": data() if validation else None, "checkpoints": tmp_path}
+    whole, told = train(epochs=None, steps=18, validation=options["validation"])
+    first, history = train(epochs=None, steps=8, metrics=tmp_path / "m.csv", **options)
+    again, same = train(epochs=None, steps=8, metrics=tmp_path / "m.csv", **options)
+    np.testing.assert_array_equal(kernel(again), kernel(first))
+    np.testing.assert_array_equal(same.loss, history.loss)
+    assert len((tmp_path / "m.csv").read_text().splitlines()) == 9
+    model, history = train(epochs=None, steps=18, **options)
+    np.testing.assert_array_equal(kernel(model), kernel(whole))
+    np.testing.assert_array_equal(history.loss, told.loss)
+    assert history.steps == 18
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"tx": "adam"}, "tx must be an optax transformation, as optax.adam.1e-3., got 'adam'"),
+        ({"given": "digits"}, "data must be arrays or batches, got 'digits'"),
+        ({"callbacks": print}, "callbacks must be a sequence of functions, got <built-in"),
+        ({"callbacks": None}, "callbacks must be a sequence of functions, got None"),
+    ],
+)
+def test_arguments_of_another_type(given, message):
+    with pytest.raises(TypeError, match=message):
+        train(**given)
+
+
 @pytest.mark.slow
 def test_batches_train_as_rows_do(tmp_path):
     """`Batches` with the same seed and size give the same parameters, also when the run is resumed

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -114,6 +115,7 @@ def main(argv: Sequence[str]) -> int:
 
 def train(options: Train) -> str:
     """Trains as told; returns what to print."""
+    _check(options)
     if options.data not in SUITS[options.model]:
         raise ValueError(
             f"--model {options.model} does not suit --data {options.data}; it takes "
@@ -148,6 +150,20 @@ def train(options: Train) -> str:
         outputs = getattr(outputs, "reconstruction", outputs)
         plot_reconstructions(data.test.inputs, outputs, out / "reconstructions.png")
     return _summary(history, data, np.asarray(outputs, np.float32), out)
+
+
+def _check(options: Train) -> None:
+    """Raises a ValueError for a number out of range, before anything is written."""
+    for name in ("epochs", "batch_size", "code", "patience", "fault_every"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    if any(width < 1 for width in options.hidden):
+        raise ValueError(f"--hidden must be at least 1 each, got {options.hidden}")
+    if options.seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {options.seed}")
+    if not 0 < options.learning_rate < math.inf:
+        raise ValueError(f"--learning-rate must be above 0 and finite, got {options.learning_rate}")
 
 
 def _load(options: Train) -> datasets.Dataset:
@@ -223,14 +239,16 @@ def _optimizer(options: Train, rows: int) -> optax.GradientTransformation:
 
 
 def _same_run(options: Train, out: Path) -> None:
-    """Raises a ValueError if the directory is of a run with other options; else notes these."""
+    """Raises a ValueError if the directory is of a run with other options, which left a checkpoint;
+    else notes these."""
     mine = {
         k: list(v) if isinstance(v, tuple) else v
         for k, v in dataclasses.asdict(options).items()
         if k not in _FREE
     }
     file = out / "options.json"
-    theirs = json.loads(file.read_text()) if file.exists() else mine
+    begun = file.exists() and Checkpoints(out / "checkpoints").steps()
+    theirs = json.loads(file.read_text()) if begun else mine
     differ = [k for k in mine if mine[k] != theirs.get(k)]
     if differ:
         told = ", ".join(f"{k} {theirs.get(k)}, now {mine[k]}" for k in differ)

@@ -183,10 +183,12 @@ def fit(
     Raises:
       ValueError: bad data or options, as above, with the count and the remedy; a checkpoint of
         another model, optimizer, data size, seed or batch size.
+      TypeError: a transformation, data or callbacks of another type.
       robustops.optim.StuckError: every step of an epoch was refused.
       ImportError: an option needs a package that is not installed, `rich` for `progress=True`.
     """
     _check_options(epochs, steps, patience, min_delta, nonfinite, targets)
+    _check_given(tx, data, callbacks)
     graphdef, params, rest = nnx.split(_in_mode(model, "train"), nnx.Param, ...)
     evaluated = nnx.split(_in_mode(model, "eval"), nnx.Param, ...)[0]
     kind = kind_of(loss) if targets == "auto" else targets
@@ -239,7 +241,7 @@ def fit(
             if store is not None:
                 store.save(to_host(run.state._asdict()), run.facts())
 
-        while not run.done():
+        while run.here or not run.done():  # `steps` may have ended within an epoch
             batches = islice(source.epoch(run.epoch, run.place), run.steps_left())
             batch = next(batches, None)
             if batch is None and not run.here:
@@ -266,8 +268,13 @@ def fit(
             validation_loss = None
             if held_out is not None:
                 validation_loss = _validate(batch_loss, place, run.state, held_out, batch_size)
-                rows[-1]["validation_loss"] = validation_loss
+                if rows:
+                    rows[-1]["validation_loss"] = validation_loss
             files.write(rows)
+            within = run.place is not None and run.steps_left() == 0
+            within = within and len(run.here) != source.steps
+            if within and rows:
+                save()  # with more steps the run goes on in this epoch
             reported = run.end_epoch(validation_loss)
             # A loss scale that still falls is refused until it fits.
             if run.rows[-1][2] == len(reported) and (
@@ -279,7 +286,8 @@ def fit(
                 run.stopped = "callback"
             elif patience is not None and _stalled(run.losses(), patience, min_delta):
                 run.stopped = "patience"
-            if checkpoints is not None and (run.done() or run.epoch % checkpoints.every == 0):
+            due = checkpoints is not None and (run.done() or run.epoch % checkpoints.every == 0)
+            if due and not within:
                 save()
     columns = [np.array(column) for column in zip(*run.rows, strict=True)]
     opt_state = run.state.opt_state
@@ -367,6 +375,18 @@ def _check_options(epochs, steps, patience, min_delta, nonfinite, targets) -> No
         raise ValueError(
             f"fit: targets must be 'auto', 'values', 'probabilities' or 'classes', got {targets!r}"
         )
+
+
+def _check_given(tx, data, callbacks) -> None:
+    if not (hasattr(tx, "init") and hasattr(tx, "update")):
+        raise TypeError(f"fit: tx must be an optax transformation, as optax.adam(1e-3), got {tx!r}")
+    if isinstance(data, str):
+        raise TypeError(
+            f"fit: data must be arrays or batches, got {data!r}; robustops.train.load_digits() and "
+            "its like give such"
+        )
+    if callable(callbacks) or callbacks is None:
+        raise TypeError(f"fit: callbacks must be a sequence of functions, got {callbacks!r}")
 
 
 def _is_pair(data: Any) -> bool:

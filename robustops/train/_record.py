@@ -260,6 +260,11 @@ def replay(file: str | os.PathLike[str], *, trust: bool = False) -> str:
     Raises:
       ValueError: as for `load_record`.
     """
+    return explain(file, trust)[0]
+
+
+def explain(file: str | os.PathLike[str], trust: bool) -> tuple[str, bool]:
+    """The text of `replay`, and whether the step was replayed."""
     record = load_record(file)
     head = (
         f"step {record.step} (epoch {record.epoch}) was refused: loss {record.loss:.6g}, "
@@ -276,9 +281,9 @@ def replay(file: str | os.PathLike[str], *, trust: bool = False) -> str:
                 continue
         except (ImportError, AttributeError, TypeError, PermissionError) as error:
             problem = str(error)
-        return f"{head}\n\nNot replayed: {problem}.\n{_by_hand(file)}"
+        return f"{head}\n\nNot replayed: {problem}.\n{_by_hand(file)}", False
     report = record.diagnose(_call(made[0]), made[1])
-    return f"{head}\n\n{report}{_afterword(record, report)}"
+    return f"{head}\n\n{report}{_afterword(record, report)}", True
 
 
 def spell(fn: Any) -> Any:
