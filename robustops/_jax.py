@@ -4,6 +4,7 @@ A *closed* jaxpr is a jaxpr with its constants: `ClosedJaxpr` on jax 0.10, `Jaxp
 where `closed.jaxpr is closed`. Every function here takes and returns closed ones.
 """
 
+import contextvars
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ import jax
 from jax import core, lax
 from jax._src import api_util, dispatch, source_info_util
 from jax._src import linear_util as lu
+from jax._src.core import trace_ctx
 from jax._src.interpreters import partial_eval as pe
+from jax._src.pjit import jit_p
 from jax._src.util import cache as cache
 from jax.custom_derivatives import SymbolicZero
 from jax.interpreters import ad as ad
@@ -76,13 +79,58 @@ class Frame(NamedTuple):
     function: str
 
 
+# The trace in which library calls that jax would take apart stay whole; see `trace`.
+_whole: contextvars.ContextVar[Any] = contextvars.ContextVar("robustops_whole", default=None)
+_stage_jit = pe.custom_staging_rules[jit_p]
+
+
+def _stage_whole_jit(trace, source_info, *args, **params):
+    if trace is _whole.get() and _is_inline(params) and _rounds_as_one(params["jaxpr"]):
+        return trace.default_process_primitive(jit_p, args, params, source_info=source_info)
+    return _stage_jit(trace, source_info, *args, **params)
+
+
+pe.custom_staging_rules[jit_p] = _stage_whole_jit
+
+
+_EXACT = frozenset(
+    "broadcast_in_dim reshape squeeze expand_dims transpose slice convert_element_type copy "
+    "stop_gradient".split()
+)
+
+
+def _rounds_as_one(jaxpr) -> bool:
+    """Tell whether compiled as one `jaxpr` may round otherwise than equation by equation."""
+    rounding = [eqn for eqn in jaxpr.eqns if eqn.primitive.name not in _EXACT]
+    return not jaxpr.consts and (len(rounding) > 1 or any(map(subjaxprs, rounding)))
+
+
+def _is_inline(params) -> bool:
+    inline = params["inline"]  # a bool on jax 0.10
+    return getattr(inline, "value", inline) in (True, "jax_early")
+
+
+def inlined(eqn: JaxprEqn) -> Any:
+    """Return the jaxpr of a call that jax's tracing would replace by its equations, else None."""
+    if eqn.primitive is not jit_p or not _is_inline(eqn.params):
+        return None
+    closed = eqn.params["jaxpr"]
+    return with_eqns(closed, [e.replace(source_info=eqn.source_info) for e in closed.jaxpr.eqns])
+
+
 def trace(
-    fn: Callable, *args: Any, is_traced: Callable[[Any], bool] | None = None, **kwargs: Any
+    fn: Callable,
+    *args: Any,
+    is_traced: Callable[[Any], bool] | None = None,
+    whole_calls: bool = False,
+    **kwargs: Any,
 ) -> Traced:
     """Trace `fn(*args, **kwargs)`; arguments are pytrees of arrays, flax's modules among them.
 
     `is_traced` tells which leaves of the arguments become inputs, by default all numbers and
-    arrays; the others reach `fn` as they are.
+    arrays; the others reach `fn` as they are. With `whole_calls`, functions such as `jnp.mean`,
+    which called by themselves are compiled as one, are calls in the jaxpr: run equation by
+    equation, it then gives what `fn` does, bit for bit.
     """
     with_paths, in_tree = jax.tree_util.tree_flatten_with_path((args, kwargs))
     everything = [leaf for _, leaf in with_paths]
@@ -95,7 +143,11 @@ def trace(
         for i, leaf in zip(dynamic, leaves, strict=True):
             merged[i] = leaf
         new_args, new_kwargs = jax.tree.unflatten(in_tree, merged)
-        outs, out_tree = jax.tree.flatten(fn(*new_args, **new_kwargs))
+        token = _whole.set(trace_ctx.trace if whole_calls else None)
+        try:
+            outs, out_tree = jax.tree.flatten(fn(*new_args, **new_kwargs))
+        finally:
+            _whole.reset(token)
         now = jax.tree.leaves((new_args, new_kwargs))
         if len(now) == len(merged):
             mutated[:] = [

@@ -2,6 +2,7 @@
 
 import gc
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +47,9 @@ custom_vjp_root.defvjp(
 )
 masked = lambda op: lambda x: jnp.sum(jnp.where(x > 0, op(x), 0))
 first_row = lambda y: jnp.sum(jnp.where(jnp.array([[True], [False]]), y, 0))
+first_matrix = lambda a: jnp.sum(jnp.where(jnp.array([True, False])[:, None, None], a, 0))
+ONE_SINGULAR = np.array([[[2, 0], [0, 4]], [[0, 0], [0, 0]]], np.float32)
+INVERSE_GRAD = [[[-0.25, -0.125], [-0.125, -0.0625]], [[0, 0], [0, 0]]]
 BAD_ROW = np.array([[1, 1], [NAN, INF]], np.float32)
 
 # name: function, argument(s), gradient(s)
@@ -101,6 +105,22 @@ REPAIRED = {
         lambda x: root(jax.ops.segment_sum(x, jnp.array([0, 2, 2]), 3)).sum(),
         [4.0, 2, 2],
         [0.25] * 3,
+    ),
+    "inverse": (lambda a: first_matrix(jnp.linalg.inv(a)), ONE_SINGULAR, INVERSE_GRAD),
+    "solve": (
+        lambda a, b: first_matrix(jnp.linalg.solve(a, b)),
+        (ONE_SINGULAR, np.ones((2, 2, 1), np.float32)),
+        ([[[-0.25, -0.125], [-0.125, -0.0625]], [[0, 0], [0, 0]]], [[[0.5], [0.25]], [[0], [0]]]),
+    ),
+    "triangular solve": (
+        lambda a: first_matrix(lax.linalg.triangular_solve(a, jnp.ones((2, 1, 2)), lower=True)),
+        ONE_SINGULAR,
+        [[[-0.25, 0], [-0.125, -0.0625]], [[0, 0], [0, 0]]],
+    ),
+    "cholesky": (
+        lambda a: first_matrix(jnp.linalg.cholesky(a)),
+        [[[4.0, 0], [0, 16]], [[0, 1], [1, 0]]],
+        [[[0.25, 0.25], [0.25, 0.125]], [[0, 0], [0, 0]]],
     ),
     "jit": (jax.jit(lambda x: jnp.sum(root(x))), X, ROOT_GRAD),
     "vmap": (lambda x: jnp.sum(jax.vmap(root)(x)), X, ROOT_GRAD),
@@ -180,6 +200,55 @@ def test_ordinary_gradients_are_those_of_jax():
         got, want = run(jax.grad(ro.robustify(network))), run(jax.grad(network))
         close = lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5)
         jax.tree.map(close, got, want)
+
+
+@pytest.mark.parametrize("left", [True, False])
+@pytest.mark.parametrize("transpose", [True, False])
+@pytest.mark.parametrize("unit", [True, False])
+def test_triangular_solves_have_the_derivatives_of_jax(left, transpose, unit):
+    options = {"left_side": left, "transpose_a": transpose, "unit_diagonal": unit, "lower": unit}
+
+    def fn(a, b):
+        return jnp.sum(jnp.sin(lax.linalg.triangular_solve(a, b, **options)))
+
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.uniform(0.5, 1, (2, 3, 3)) + np.eye(3), jnp.float32)
+    b = jnp.asarray(rng.uniform(-1, 1, (2, 3, 2) if left else (2, 2, 3)), jnp.float32)
+    one = lambda f: lambda a, b: jax.vmap(f)(a[:, None], b[:, None]).sum()
+    for robust, plain in ((ro.robustify(fn), fn), (one(ro.robustify(fn)), fn)):
+        for twice in (jax.hessian, lambda f, n: jax.jacrev(jax.jacrev(f, n), n)):
+            got = jax.jit(twice(robust, (0, 1)))(a, b)
+            want = jax.jit(twice(plain, (0, 1)))(a, b)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-4, atol=1e-4), got, want)
+
+
+def test_linear_algebra_has_the_second_derivatives_of_jax():
+    def fn(a, b):
+        spd = a @ a.T + jnp.eye(3)
+        x = jnp.linalg.solve(a, b) + jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(spd), True), b)
+        return jnp.sum(x**2) + jnp.linalg.slogdet(a)[1] + jnp.sum(jnp.linalg.inv(spd))
+
+    rng = np.random.default_rng(1)
+    a = jnp.asarray(rng.uniform(-1, 1, (3, 3)) + 2 * np.eye(3), jnp.float32)
+    b = jnp.asarray(rng.uniform(-1, 1, (3, 2)), jnp.float32)
+    for twice in (jax.hessian, lambda f, n: jax.jacrev(jax.jacrev(f, n), n)):
+        got, want = (jax.jit(twice(f, (0, 1)))(a, b) for f in (ro.robustify(fn), fn))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), got, want)
+
+
+def test_values_are_those_of_fn_equation_by_equation():
+    """Outside of jit `jnp.mean` is compiled as one; taken apart it rounds otherwise."""
+
+    def fn(x):
+        mean = jnp.mean(jnp.log1p(jnp.exp(x)), 1)
+        return jnp.mean(mean) * jnp.mean(x @ x.T) + jnp.std(x) + jnp.var(x) / jnp.median(x**2)
+
+    x = jnp.zeros(1)
+    for seed in range(20):
+        x = jax.random.normal(jax.random.key(seed), (5, 7))
+        np.testing.assert_array_equal(ro.robustify(fn)(x), fn(x))
+    inner = jax.make_jaxpr(lambda x: jnp.mean(x))(x)
+    assert "reduce_sum" in {eqn.primitive.name for eqn in inner.jaxpr.eqns}  # as ever
 
 
 def test_rules_that_users_chose_are_kept():

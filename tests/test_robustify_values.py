@@ -131,6 +131,75 @@ FORMULAS = {
         at(18),
     ),
     "sigmoid by hand": (lambda x: jnp.log(1 - 1 / (1 + jnp.exp(-x))), lambda x: ls(-x), at(40)),
+    "sigmoid by hand, saturated": (
+        lambda x: jnp.sum(jnp.log(1 - 1 / (1 + jnp.exp(-x)))),
+        lambda x: jnp.sum(ls(-x)),
+        at([-90, 3, 40, 200]),
+    ),
+    "1 - sigmoid by hand": (
+        lambda x: jnp.sum(jnp.log(1 - jnp.exp(x) / (1 + jnp.exp(x)))),
+        lambda x: jnp.sum(ls(-x)),
+        at([-90, 3, 40, 200]),
+    ),
+    "arcsinh by hand": (
+        lambda x: jnp.sum(jnp.log(x + jnp.sqrt(x * x + 1))),
+        lambda x: jnp.sum(jnp.arcsinh(x)),
+        at([-1e4, -300, 2, 1e4]),
+    ),
+    "root of a square beyond the range": (
+        lambda x: jnp.sqrt(x**2 + 1),
+        lambda x: jnp.abs(x),
+        at(1e20),
+    ),
+    "density of an outlier": (
+        lambda x: (lambda p: jnp.sum(p / jnp.sum(p) * WEIGHTS))(jnp.exp(-((x - WEIGHTS) ** 2))),
+        lambda x: jnp.sum(sm(-((x - WEIGHTS) ** 2)) * WEIGHTS),
+        at(40),
+    ),
+    "signed weights in a quotient": (
+        lambda w, s: jnp.sum(w * jnp.exp(s)) / jnp.sum(jnp.exp(s)),
+        lambda w, s: jnp.sum(w * sm(s)),
+        at([-1, 2, 3], [-200, -201, -199]),
+    ),
+    "opaque sample": (
+        lambda a: jnp.sum(jnp.exp(jnp.cumsum(jnp.log(1 - a))) * WEIGHTS),
+        lambda a: jnp.sum(jnp.cumprod(1 - a) * WEIGHTS),
+        at([0.5, 1, 0.25]),
+    ),
+    "opaque sample, exclusive": (
+        lambda a: (
+            jnp.exp(jnp.concatenate([jnp.zeros(1), jnp.cumsum(jnp.log(1 - a))]))[:-1] @ WEIGHTS
+        ),
+        lambda a: 1 + 2 * (1 - a[0]) + 3 * (1 - a[0]) * (1 - a[1]),
+        at([0.5, 1, 0.25]),
+    ),
+    "log of a log": (
+        lambda x: jnp.log(-jnp.log(sg(x))),
+        lambda x: jnp.log(sp(-x)),
+        at(30),
+    ),
+    "log of a log1p": (
+        lambda x: jnp.log(-jnp.log1p(-sg(x))),
+        lambda x: jnp.log(sp(x)),
+        at(-30),
+    ),
+    "log(1 - (1 - p)^k)": (
+        lambda p: jnp.log(1 - (1 - p) ** 5),
+        lambda p: jnp.log(-jnp.expm1(5 * jnp.log1p(-p))),
+        at(1e-3),
+    ),
+    "masked weights on NaN": (
+        lambda z, v: jnp.sum(
+            sm(jnp.where(jnp.array([True, True, False]), z, -inf)) @ jnp.log(v[:, None])
+        ),
+        lambda z, v: sm(z[:2]) @ jnp.log(v[:2]),
+        at([1, 2, 3], [1, 2, -1]),
+    ),
+    "a constant mask on NaN": (
+        lambda w: jnp.array([1.0, 0.0]) @ (w * jnp.array([1.0, nan])),
+        lambda w: w,
+        at(2),
+    ),
     "logit of sigmoid": (lambda x: jnp.log(sg(x) / (1 - sg(x))), lambda x: x, at(50)),
     "softplus": (
         lambda x: jnp.sum(jnp.log(1 + jnp.exp(x))),

@@ -33,7 +33,8 @@ SHADOWED = frozenset(
     erf erfc erf_inv lgamma digamma polygamma igamma igammac regularized_incomplete_beta
     random_gamma bessel_i0e bessel_i1e polynomial dot_general conv_general_dilated
     reduce_max reduce_min reduce_prod cumprod cummax cummin cumlogsumexp scatter-mul
-    cholesky triangular_solve tridiagonal_solve lu qr householder_product eig eigh svd
+    cholesky triangular_solve tridiagonal_solve custom_linear_solve lu qr householder_product
+    eig eigh svd
     """.split()
 )
 

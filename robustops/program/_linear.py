@@ -1,8 +1,9 @@
 """Products in which zero absorbs: what a derivative multiplies its tangents with.
 
-A derivative rule is linear in its tangents. Its products `p * t`, quotients `t / d`, contractions
-and convolutions become those of this file: the local partial `p` counts as 0 where it is not
-finite, so a tangent or cotangent of exactly 0 gives exactly 0 and nothing else becomes NaN either.
+A derivative rule is linear in its tangents. Its products `p * t`, quotients `t / d`, contractions,
+convolutions and triangular solves become those of this file: the local partial `p` (of a solve, the
+inverse of the matrix) counts as 0 where it is not finite, so a tangent or cotangent of exactly 0
+gives exactly 0 and nothing else becomes NaN either.
 
 Each is a primitive with the operands of the one that it replaces and a parameter `linear`, the
 position of the tangent. Derivative and transpose are given in terms of the same primitives, so they
@@ -63,6 +64,24 @@ def _contraction(primitive, x, y, *, linear, **params):
     return primitive.bind(*operands, **params)
 
 
+def _solve(a, t, *, linear, **params):
+    del linear  # the right-hand side, always
+    used = _triangle(a, params)
+    sound = jnp.all(jnp.isfinite(used), (-2, -1), keepdims=True)
+    if not params["unit_diagonal"]:
+        diagonal = jnp.diagonal(a, axis1=-2, axis2=-1)
+        sound &= jnp.all(diagonal != 0, -1)[..., None, None]
+    eye = jnp.eye(a.shape[-1], dtype=a.dtype)
+    x = lax.linalg.triangular_solve_p.bind(jnp.where(sound, used, eye), t, **params)
+    return jnp.where(sound, x, 0)
+
+
+def _triangle(a, params):
+    """The entries of `a` that a triangular solve reads, 0 elsewhere."""
+    off = int(params["unit_diagonal"])
+    return jnp.tril(a, -off) if params["lower"] else jnp.triu(a, off)
+
+
 def _absorbing(primitive, value):
     abstract_eval = lambda x, y, *, linear, **params: primitive.abstract_eval(x, y, **params)[0]
     return _jax.new_primitive(f"absorbing_{primitive.name}", abstract_eval, value)
@@ -89,6 +108,31 @@ def _div_jvp(primals, tangents, *, linear):
     if type(dd) is not ad.Zero:
         terms.append(div(mul(-out, dd), d))
     return out, total(terms)
+
+
+def _solve_jvp(primals, tangents, *, linear, **params):
+    """d(a^-1 t) = a^-1 (dt - da a^-1 t), from the side that the matrix stands on."""
+    a, t = primals
+    da, dt = tangents
+    solve = partial(absorbing_triangular_solve_p.bind, linear=linear, **params)
+    out = solve(a, t)
+    terms = []
+    if type(dt) is not ad.Zero:
+        terms.append(solve(a, dt))
+    if type(da) is not ad.Zero:
+        da = _triangle(da, params)
+        da = da.conj() if params["conjugate_a"] else da
+        da = jnp.matrix_transpose(da) if params["transpose_a"] else da
+        moved = da @ finite(out) if params["left_side"] else finite(out) @ da
+        terms.append(-solve(a, moved))
+    return out, total(terms)
+
+
+def _solve_transpose(ct, a, t, *, linear, **params):
+    if type(ct) is ad.Zero:
+        return [None, None]
+    params["transpose_a"] = not params["transpose_a"]
+    return [None, absorbing_triangular_solve_p.bind(a, ct, linear=linear, **params)]
 
 
 def _mul_transpose(ct, x, y, *, linear, **params):
@@ -125,7 +169,9 @@ def _contraction_transpose_rule(primitive, linear, avals, params):
     return absorb(rule, (True, False))[0]
 
 
-def _contraction_batcher(primitive):
+def _batcher(primitive):
+    """The batching rule of the primitive that is replaced, absorbing."""
+
     def batcher(axis_data, args, dims, *, linear, **params):
         is_linear = (linear == 0, linear == 1)
         own = _jax.rewritten_batcher(primitive, lambda rule: absorb(rule, is_linear)[0])
@@ -143,13 +189,25 @@ ad.primitive_transposes[absorbing_div_p] = _div_transpose
 batching.defbroadcasting(absorbing_mul_p)
 batching.defbroadcasting(absorbing_div_p)
 
-# The absorbing counterpart of each bilinear primitive, and of division.
-ABSORBING = {lax.mul_p: absorbing_mul_p, lax.div_p: absorbing_div_p}
+_solve_p = lax.linalg.triangular_solve_p
+absorbing_triangular_solve_p = _absorbing(_solve_p, _solve)
+ad.primitive_jvps[absorbing_triangular_solve_p] = _solve_jvp
+ad.primitive_transposes[absorbing_triangular_solve_p] = _solve_transpose
+batching.fancy_primitive_batchers[absorbing_triangular_solve_p] = _batcher(_solve_p)
+
+# The absorbing counterpart of each bilinear primitive, of division and of a triangular solve.
+ABSORBING = {
+    lax.mul_p: absorbing_mul_p,
+    lax.div_p: absorbing_div_p,
+    _solve_p: absorbing_triangular_solve_p,
+}
+# The one operand in which they are linear.
+LINEAR_IN = {lax.div_p: 0, _solve_p: 1}
 for _primitive in (lax.dot_general_p, lax.conv_general_dilated_p):
     _new = _absorbing(_primitive, partial(_contraction, _primitive))
     ad.primitive_jvps[_new] = partial(_bilinear_jvp, _new)
     ad.primitive_transposes[_new] = partial(_contraction_transpose, _primitive)
-    batching.fancy_primitive_batchers[_new] = _contraction_batcher(_primitive)
+    batching.fancy_primitive_batchers[_new] = _batcher(_primitive)
     ABSORBING[_primitive] = _new
 
 _absorbed: WeakKeyDictionary[Any, dict] = WeakKeyDictionary()
@@ -186,9 +244,8 @@ def _absorb(closed, linear, primal):
         out_mask: Sequence[bool] = [True] * len(eqn.outvars)
         if eqn.primitive in ABSORBING and sum(mask) == 1:
             position = mask.index(True)
-            if not is_plain(eqn.invars[1 - position]) and (
-                eqn.primitive is not lax.div_p or position == 0
-            ):
+            only = LINEAR_IN.get(eqn.primitive, position)
+            if position == only and not is_plain(eqn.invars[1 - position]):
                 params = eqn.params | {"linear": position}
                 eqn = eqn.replace(primitive=ABSORBING[eqn.primitive], params=params)
         elif _jax.subjaxprs(eqn):
@@ -205,7 +262,7 @@ def is_plain(v: Any) -> bool:
 
 
 def _absorb_inside(eqn, mask, primal):
-    """Absorb in the jaxprs of a jit, remat, closed call, cond or scan; leave others as they are."""
+    """Absorb in the jaxprs of a jit, remat, call, cond, scan or linear solve; leave others."""
     name, subs = eqn.primitive.name, _jax.subjaxprs(eqn)
     if name == "scan":
         (body,) = subs["jaxpr"]
@@ -221,8 +278,23 @@ def _absorb_inside(eqn, mask, primal):
         done = [absorb(branch, mask[1:], primal) for branch in subs["branches"]]
         out = [any(column) for column in zip(*(out for _, out in done), strict=True)]
         return _jax.with_subjaxprs(eqn, {"branches": [new for new, _ in done]}), out
+    if name == "custom_linear_solve":
+        return _absorb_linear_solve(eqn, mask, subs, primal)
     if name in _jax.CALLS:
         ((param, (body,)),) = subs.items()
         new, out = absorb(body, mask, primal)
         return _jax.with_subjaxprs(eqn, {param: [new]}), out
     return eqn, [True] * len(eqn.outvars)
+
+
+def _absorb_linear_solve(eqn, mask, subs, primal):
+    """Its functions are linear in their last arguments, as many as the right-hand side has."""
+    everywhere = [True] * len(eqn.outvars)
+    count = len(mask) - sum(eqn.params["const_lengths"])
+    if any(mask[:-count]):
+        return eqn, everywhere
+    inner = [
+        absorb(sub, (*[False] * (len(sub.jaxpr.invars) - count), *[True] * count), primal)[0]
+        for sub in subs.get("jaxprs", ())
+    ]
+    return _jax.with_subjaxprs(eqn, {"jaxprs": inner} if inner else {}), everywhere

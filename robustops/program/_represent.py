@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from .. import _jax
 from .._numerics import widen
@@ -25,6 +26,8 @@ class Representations:
 
     def __init__(self):
         self._known: dict[tuple[Callable, Any], Any] = {}
+        self.repaired = False
+        """Whether the values mode has changed an equation of the trace."""
 
     def _once(self, rule: Callable, *key):
         if (rule, *key) not in self._known:
@@ -132,6 +135,14 @@ def _product(rep, n):
         case "reduce_sum" if (r := rep.product(x)) is not None:
             axes = n.eqn.params["axes"]
             return jnp.prod(r[0], axes), jnp.any(r[1], axes)
+        case "cumsum" if (r := rep.product(x)) is not None:
+            along = {"axis": n.eqn.params["axis"], "reverse": n.eqn.params["reverse"]}
+            zero = lax.cummax(r[1].astype(jnp.int32), **along) > 0
+            return lax.cumprod(r[0], **along), zero
+        case "concatenate" if any(rep.product(i) is not None for i in n.inputs):
+            factor = lambda i: (safe_exp(widen(i.value)), jnp.zeros(i.aval.shape, bool))
+            parts = [rep.product(i) or factor(i) for i in n.inputs]
+            return tuple(_jax.bind(n.eqn, *column)[0] for column in zip(*parts, strict=True))
         case "add" if all(rep.product(i) is not None for i in n.inputs):
             (a, za), (b, zb) = map(rep.product, n.inputs)
             return a * b, za | zb

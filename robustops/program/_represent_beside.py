@@ -18,9 +18,19 @@ from ._represent_logspace import (
     log_erfc,
     logsubexp,
     minus,
+    plain_log,
     xor,
 )
-from ._represent_nodes import STRUCTURAL, Node, factors, moved, nonnegative, same, underneath
+from ._represent_nodes import (
+    STRUCTURAL,
+    Node,
+    affine,
+    factors,
+    moved,
+    nonnegative,
+    same,
+    underneath,
+)
 
 
 def log_beside_one(rep, n, sign):
@@ -43,7 +53,7 @@ def log_beside_one(rep, n, sign):
         case "exp" if sign < 0:
             v = widen(x.value)
             return Log(jnp.maximum(v, 0) + log1mexp(abs(v)), v > 0, cancels=True)
-        case "div" if sign < 0 and (r := _log_of_others(rep, n)):
+        case "div" if sign < 0 and (r := _log_of_others(rep, n) or _log_of_rest(rep, n)):
             return r
         case "max" | "min" | "clamp" if r := _log_beside_bounds(rep, n, sign):
             return r
@@ -54,6 +64,10 @@ def log_beside_one(rep, n, sign):
             negative = xor(less.negative, more.negative)
             return joined(less.value + more.value, less, more, negative=negative)
     r = rep.log(n)
+    if r is not None and r.negative is not None and sign < 0 and not nonnegative(n):
+        value = jnp.maximum(r.value, 0) + log1mexp(abs(r.value))
+        value = jnp.where(r.negative, softplus(r.value), value)
+        return joined(value, r, negative=(r.value > 0) & ~r.negative, cancels=True, floored=False)
     if r is None or not nonnegative(n):
         return None
     if sign > 0:
@@ -90,6 +104,30 @@ def _log_of_others(rep, n):
     rest = logsumexp(jnp.where(alone, -jnp.inf, r.value), axes, keepdims=True)
     others = jnp.where(alone, rest, logsubexp(jnp.broadcast_to(whole, r.value.shape), r.value))
     return joined(minus(others, whole), r, cancels=True)
+
+
+def _log_of_rest(rep, n):
+    """log(1 - p) of p = a / (a + b): that of b / (a + b), formed without a subtraction."""
+    part, total = n.inputs
+    if not nonnegative(part) or not nonnegative(total):
+        return None
+    offset, slope, base = affine(total)
+    if base is not total and part.scalar is not None and part.scalar == offset:
+        known, rest = nonnegative(base) and slope > 0, rep.log_affine(0.0, slope, base)
+        rest = plain_log(0.0, slope, base) if rest is None else rest
+    elif base is not total and slope == 1 and offset > 0 and same(base, part):
+        known, rest = (
+            True,
+            Log(jnp.full(part.aval.shape, math.log(offset), widen(part.value).dtype)),
+        )
+    elif total.name in ("add", "add_any") and any(same(i, part) for i in total.inputs):
+        other = total.inputs[same(total.inputs[0], part)]
+        known, rest = nonnegative(other), rep.any_log(other)
+    else:
+        return None
+    if not known:
+        return None
+    return joined(minus(rest.value, rep.any_log(total).value), rest, cancels=True)
 
 
 def _log_beside_bounds(rep, n, sign):

@@ -72,6 +72,8 @@ def _power(v, y):
 
 
 def quotient(a, b):
+    if b[0] == 0 < b[1] and (a[0] >= 0 or a[1] <= 0):  # of known sign, however large
+        return (0.0, math.inf) if a[0] >= 0 else (-math.inf, 0.0)
     if b[0] <= 0 <= b[1]:
         return UNKNOWN
     return times(a, (1 / b[1], 1 / b[0]))

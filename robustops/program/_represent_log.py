@@ -46,6 +46,8 @@ def _log(rep, n: Node) -> Log | None:
     match n.name:
         case "exp":
             return Log(widen(x.value))
+        case "log" | "log1p":
+            return _log_of_log(rep, n, x)
         case "exp2":
             return Log(widen(x.value) * LN2)
         case "expm1":
@@ -80,6 +82,8 @@ def _log(rep, n: Node) -> Log | None:
             return _log_of_sum(rep, n)
         case "reduce_sum" | "cumsum" if nonnegative(x):
             return _log_of_reduced_sum(rep, n, x)
+        case "reduce_sum" if n.eqn.params["axes"]:
+            return _log_of_signed_sum(rep, n, x)
         case "reduce_prod" | "cumprod":
             a = rep.any_log(x)
             over = lambda v: (
@@ -102,6 +106,18 @@ def _log(rep, n: Node) -> Log | None:
         case "max" | "min" | "clamp":
             return _log_between(rep, n)
     return None
+
+
+def _log_of_log(rep, n, x):
+    """log|log v|; of a v within exp(-15) of 1, log|v - 1|, where log v has lost its digits."""
+    offset, slope, base = affine(x)
+    offset += n.name == "log1p"
+    if (r := rep.log_affine(offset, slope, base)) is None:
+        return None
+    value, from_one = leaf_log(r.value), rep.log_affine(offset - 1, slope, base)
+    if from_one is not None:
+        value = jnp.where(from_one.value < -15, from_one.value, value)
+    return joined(value, r, negative=r.value < 0)
 
 
 def _along(n):
@@ -144,6 +160,21 @@ def _log_of_reduced_sum(rep, n, x):
         return joined(lax.cumlogsumexp(r.value, **_along(n)), r)
     axes = n.eqn.params["axes"]
     return joined(logsumexp(r.value, axes) if axes else r.value, r)
+
+
+def _log_of_signed_sum(rep, n, x):
+    """The sum of terms of either sign, the largest taken out of it."""
+    if (r := rep.log(x)) is None:
+        return None
+    axes = n.eqn.params["axes"]
+    top = lax.stop_gradient(jnp.max(r.value, axes, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    terms = jnp.exp(r.value - top)
+    if r.negative is not None:
+        terms = jnp.where(r.negative, -terms, terms)
+    total = jnp.sum(terms, axes)
+    value = leaf_log(total) + jnp.squeeze(top, axes)
+    return joined(value, r, negative=total < 0, cancels=True)
 
 
 def _log_between(rep, n):

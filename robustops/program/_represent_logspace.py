@@ -42,9 +42,10 @@ def log1mexp(x):
 
 
 def minus(a, b):
-    """a - b for logarithms: a zero over anything stays zero."""
+    """a - b for logarithms: a zero over anything stays zero, and what is over a plain zero is 0."""
     zero = a <= LOG_ZERO / 2
-    return jnp.where(zero, a, a - jnp.where(zero, 0, b))
+    pole = (b <= LOG_ZERO / 2) & (b > -jnp.inf)
+    return jnp.where(pole, LOG_ZERO, jnp.where(zero, a, a - jnp.where(zero | pole, 0, b)))
 
 
 def logsubexp(a, b):

@@ -113,7 +113,7 @@ robustify.report = report  # pyright: ignore[reportFunctionMemberAccess]
 
 def _transform(fn, args, kwargs, values):
     is_traced = lambda leaf: isinstance(leaf, jax.Array)
-    traced = _jax.trace(fn, *args, is_traced=is_traced, **kwargs)
+    traced = _jax.trace(fn, *args, is_traced=is_traced, whole_calls=True, **kwargs)
     if traced.mutated:
         raise ValueError(
             "robustify: fn changes its arguments in place, which a transformed function cannot: "
@@ -128,7 +128,8 @@ def _primitives_by_place(closed, enclosing=None):
     found: dict[Any, Counter] = {}
     for eqn in closed.jaxpr.eqns:
         place = _jax.frame(eqn) or enclosing
-        subs = [sub for jaxprs in _jax.subjaxprs(eqn).values() for sub in jaxprs]
+        own = _jax.inlined(eqn)
+        subs = [s for jaxprs in _jax.subjaxprs(eqn).values() for s in jaxprs] if not own else [own]
         for sub in subs:
             for inner, names in _primitives_by_place(sub, place).items():
                 found.setdefault(inner, Counter()).update(names)

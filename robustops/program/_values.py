@@ -79,15 +79,31 @@ def _constant(value, aval=None):
 
 def _equation(eqn, inputs, rep):
     values = [n.value for n in inputs]
+    if (closed := _jax.inlined(eqn)) is not None:
+        return _inlined(eqn, closed, inputs, values, rep)
     special = CONTROL.get(eqn.primitive.name)
     if special is not None:
+        rep.repaired |= any(_has_hazard(c) for cs in _jax.subjaxprs(eqn).values() for c in cs)
         return special(eqn, inputs, values)
     outs = []
     for i, value in enumerate(_jax.bind(eqn, *values)):
         node = Node(value, eqn, inputs, i)
         node.value = repaired(rep, node)
+        rep.repaired |= node.value is not value
         note_bounds(node)
         outs.append(node)
+    return outs
+
+
+def _inlined(eqn, closed, inputs, values, rep):
+    """A library's function: taken apart, but called as before if nothing in it is repaired."""
+    before, rep.repaired = rep.repaired, False
+    outs = _interpret(closed, list(inputs), rep)
+    if not rep.repaired:
+        for n, value in zip(outs, _jax.bind(eqn, *values), strict=True):
+            if not any(n is i for i in inputs):
+                n.value = value
+    rep.repaired |= before
     return outs
 
 

@@ -103,6 +103,23 @@ def explosive(n: Node) -> bool:
 
 
 @asked_once
+def vanishing(n: Node) -> bool:
+    """Tell whether `n` underflows with an exponential in it, as the density of an outlier does."""
+    if not n.floating or n.bounds[0] > smallest(n.aval.dtype):
+        return False
+    match n.name:
+        case "exp" | "exp2":
+            return True
+        case "mul" | "div" | "max" | "select_n":
+            return any(map(vanishing, n.inputs))
+        case "add" | "add_any":
+            return all(map(vanishing, n.inputs))
+        case "reduce_sum" | "reduce_max" | "integer_pow" | "square" | "cumsum":
+            return vanishing(n.inputs[0])
+    return n.name in STRUCTURAL and vanishing(n.inputs[0])
+
+
+@asked_once
 def powerful(n: Node) -> bool:
     """Tell whether `n` is of second or higher degree in something of unknown size.
 
@@ -122,7 +139,7 @@ def powerful(n: Node) -> bool:
             return n.inputs[1].scalar is None or abs(n.inputs[1].scalar) > 1
         case "sub" if n.bounds[0] >= 0:  # from its own minimum, say: its size is no matter
             return False
-        case "add" | "add_any" | "sub":
+        case "add" | "add_any" | "sub" | "max" | "min":
             return any(map(powerful, n.inputs))
         case "reduce_sum" | "neg" | "div":
             return powerful(n.inputs[0])
@@ -202,7 +219,8 @@ def _exp(rep, n):
 
 def _div(rep, n):
     (x, y), q = n.inputs, n.value
-    extreme = explosive(x) or explosive(y) or (powerful(x) and powerful(y))
+    both = (powerful(x) and powerful(y)) or (vanishing(x) and vanishing(y))
+    extreme = explosive(x) or explosive(y) or both
     if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar) and not extreme:
         return q
     q, tends = _quotient(rep, n, extreme), limit(x, y)
@@ -276,8 +294,25 @@ def is_largest(n: Node) -> bool:
     return n.name in ("max", "reduce_max") or (n.name == "add" and any(map(is_largest, n.inputs)))
 
 
+def _uncancelled(n: Node) -> jax.Array:
+    """Return `n`; of a root r = sqrt(a^2 + c) and a, as c / (r + a) where r - a has lost 8 bits."""
+    x, y = n.inputs
+    s = n.value
+    for a, root, sign in ((x, y, -1.0 if n.name == "sub" else 1.0), (y, x, 1.0)):
+        r = resolved(root)
+        offset, slope, base = affine(resolved(r.inputs[0])) if r.name == "sqrt" else affine(n)
+        pair = factors(resolved(base))
+        if offset <= 0 or slope != 1 or not pair or not same(*pair):
+            continue
+        if same(resolved(pair[0]), resolved(a)):
+            toward = -a.value if n.name == "sub" else a.value
+            other = sign * offset / (root.value - toward)
+            return jnp.where((toward < 0) & (abs(s) < abs(a.value) / 256), other, s)
+    return s
+
+
 def _add(rep, n):
-    (x, y), s = n.inputs, n.value
+    (x, y), s = n.inputs, _uncancelled(n)
     if fits(n):
         return s
     a, b = x.value, y.value
@@ -343,7 +378,9 @@ def _sqrt(rep, n):
     x, y = n.inputs[0], n.value
     inverse = n.name == "rsqrt" or (n.name == "pow" and n.inputs[1].scalar < 0)
     eps = float(jnp.finfo(y.dtype).eps)
-    if fits(x, smallest(y.dtype) / eps):
+    # Not of a variance, whose operand is scaled: each layer norm would be formed twice.
+    squared = not inverse and powerful(x) and affine(x).slope == 1
+    if fits(x, smallest(y.dtype) / eps) and not squared:
         return y
     y = unless_finite(y, (safe_rsqrt if inverse else safe_sqrt)(x.value))
     better, root = accurate(rep, x), rep.root(x)
@@ -373,6 +410,11 @@ def _atanh(rep, n):
 def _integer_pow(rep, n):
     x, y = n.inputs[0].value, n.value
     power = n.eqn.params.get("y", 2)
+    if power > 0 and power % 2 == 0 and (root := resolved(n.inputs[0])).name == "sqrt":
+        # At 0 the derivative of sqrt(s)^2 is that of s, which the infinite one of sqrt hides.
+        s = root.inputs[0]
+        if s.bounds[0] <= 0:
+            y = jnp.where(s.value == 0, lax.integer_pow(s.value, power // 2), y)
     if fits(n):
         return y
     if power < 0:
@@ -446,6 +488,9 @@ def _reduction(rep, n):
 def _dot(rep, n):
     """A product of matrices is formed again, scaled down, only if an element of it overflowed."""
     y = n.value
+    a, b = n.inputs
+    if n.name == "dot_general" and (is_absorbing(a, b) or is_absorbing(b, a)):
+        y = unless_finite(y, _absorbed_dot(n))
     if fits(n):
         return y
     scale = 2.0 ** -(jnp.finfo(widen(y).dtype).maxexp // 2 + 1)
@@ -461,6 +506,27 @@ def _dot(rep, n):
     operands = [lax.stop_gradient(i.value) for i in n.inputs]
     fine = jnp.all(jnp.isfinite(y))
     return unless_finite(y, lax.cond(fine, lambda *_: jnp.zeros_like(y), rescued, *operands))
+
+
+def is_absorbing(w: Node, x: Node) -> bool:
+    """Tell whether `w` may have zeros, which are to take out what is not finite in `x`."""
+    weights = is_weighted(w, x) and resolved(w).name != "logistic"
+    return is_mask(w) or not finite(w.bounds) or weights
+
+
+def _absorbed_dot(n):
+    """The product in which 0 absorbs what is not finite, where all of that meets a 0."""
+
+    def absorbed(y, a, b):
+        product = lambda u, v: n.eqn.primitive.bind(u, v, **n.eqn.params)
+        flags = lambda where: where.astype(y.dtype)
+        kept = lambda v: jnp.where(jnp.isfinite(v), v, 0)
+        met = product(flags(~jnp.isfinite(a)), flags(b != 0))
+        met += product(flags(a != 0), flags(~jnp.isfinite(b)))
+        return jnp.where(met > 0, y, product(kept(a), kept(b)))
+
+    y, operands = n.value, [i.value for i in n.inputs]
+    return lax.cond(jnp.all(jnp.isfinite(y)), lambda y, *_: y, absorbed, y, *operands)
 
 
 def _convert(rep, n):
