@@ -520,6 +520,25 @@ def value(fn, *args):
     return jax.jit(ro.robustify(fn, values=True))(*args)
 
 
+def test_the_nan_of_too_few_rows_is_no_hazard_where_the_program_has_enough():
+    """jnp.var chooses NaN where no degrees of freedom are left, which a constant tells."""
+
+    def layer_norm(x, ddof):
+        return (x - x.mean(1, keepdims=True)) / jnp.sqrt(x.var(1, ddof=ddof, keepdims=True) + 1e-5)
+
+    def repairs(ddof):
+        _, after = rewritten(lambda x: layer_norm(x, ddof), jnp.ones((3, 4)))
+        return _jax.contains(after, lambda eqn: eqn.primitive.name == "is_finite")
+
+    assert [repairs(ddof) for ddof in (0, 1, 4)] == [False, False, True]
+    for seed in range(10):
+        x = jax.random.normal(jax.random.key(seed), (5, 7))
+        for wrap in (jax.jit, lambda f: f):
+            cubes = lambda x: jnp.sum(layer_norm(x, 0) ** 3)
+            got = wrap(ro.robustify(cubes, values=True))(x)
+            np.testing.assert_array_equal(got, wrap(cubes)(x))
+
+
 def test_ordinary_results_of_hazardous_programs_stay_bit_for_bit():
     x = jnp.linspace(0.3, 3.0, 64, dtype=jnp.float32)
     for fn in (jnp.log, jnp.sqrt, lambda x: 1 / x, lambda x: jnp.log(1 + jnp.exp(x)), jnp.exp):

@@ -67,7 +67,8 @@ def _log(rep, n: Node) -> Log | None:
             return _log_of_power(rep, n)
         case "div":
             a, b = map(rep.any_log, n.inputs)
-            return joined(minus(a.value, b.value), a, b, negative=xor(a.negative, b.negative))
+            value = minus(a.value, b.value, signed=b.negative is not None)
+            return joined(value, a, b, negative=xor(a.negative, b.negative))
         case "sqrt" | "rsqrt":
             r = rep.log(x)
             half = 0.5 if n.name == "sqrt" else -0.5

@@ -41,11 +41,14 @@ def log1mexp(x):
     return jnp.where(zero, LOG_ZERO, jnp.where(x < LN2, small, large))
 
 
-def minus(a, b):
-    """a - b for logarithms: a zero over anything stays zero, and what is over a plain zero is 0."""
+def minus(a, b, signed=False):
+    """a - b for logarithms: a zero over anything stays zero.
+
+    What is over a zero is as large as can be; over a `signed` one, of terms that cancel, it is 0.
+    """
     zero = a <= LOG_ZERO / 2
-    pole = (b <= LOG_ZERO / 2) & (b > -jnp.inf)
-    return jnp.where(pole, LOG_ZERO, jnp.where(zero, a, a - jnp.where(zero | pole, 0, b)))
+    pole = zero if not signed else zero | ((b <= LOG_ZERO / 2) & (b > -jnp.inf))
+    return jnp.where(zero, a, jnp.where(pole, LOG_ZERO, a - jnp.where(pole, 0, b)))
 
 
 def logsubexp(a, b):

@@ -148,8 +148,25 @@ def chosen(which: Node, other: Node, case: Node) -> tuple[float, float]:
     a, b = map(resolved, test.inputs)
     if test.name == "ne" and same(a, b):  # only NaN differs from itself
         return other.bounds
+    if (holds := certain(test)) is not None:
+        return (case if holds else other).bounds
     parts = [(other, _jax.NEGATED[test.name]), (case, test.name)]
     return union(*(_compared(n, name, a, b) for n, name in parts))
+
+
+def certain(test: Node) -> bool | None:
+    """Tell whether a comparison of constants of the program holds; None if that is not known."""
+    x, y = map(resolved, test.inputs)
+    if not (x.known and y.known):
+        return None
+    name, a, b = test.name, x.bounds, y.bounds
+    if name in ("lt", "le"):
+        name, a, b = MIRRORED[name], b, a
+    if name in ("eq", "ne"):
+        return (name == "ne") if a[1] < b[0] or b[1] < a[0] else None
+    if a[0] > b[1] or (name == "ge" and a[0] == b[1]):
+        return True
+    return False if a[1] < b[0] or (name == "gt" and a[1] == b[0]) else None
 
 
 MIRRORED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "ne": "ne", "eq": "eq"}

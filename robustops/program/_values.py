@@ -115,7 +115,7 @@ def _bounds(closed, given):
 
     def entered(v, g):
         if isinstance(g, Node):
-            return Node(None, aval=v.aval, bounds=g.bounds, body=lambda: g)
+            return Node(None, aval=v.aval, bounds=g.bounds, known=g.known, body=lambda: g)
         return Node(None, aval=v.aval, bounds=g)
 
     env = {v: entered(v, g) for v, g in zip(closed.jaxpr.invars, given, strict=True)}

@@ -31,7 +31,7 @@ from ._limits import limit
 from ._represent import Representations
 from ._represent_bounds import ORDINARY, clipped, finite
 from ._represent_logspace import LOG_ZERO, Log
-from ._represent_nodes import STRUCTURAL, Node, affine, factors, resolved, same, underneath
+from ._represent_nodes import STRUCTURAL, Node, affine, certain, factors, resolved, same, underneath
 
 TOTAL = {op.replaces: op.fn for op in OPS.values() if op.replaces}
 
@@ -435,7 +435,8 @@ def _select(rep, n):
     for i, case in enumerate(n.inputs[1:]):
         other = resolved(n.inputs[2 - i]) if len(n.inputs) == 3 else n
         which = resolved(n.inputs[0])
-        if is_nan(case) and other.name == "div" and which.name in ("gt", "ne"):
+        counts = which.name in ("gt", "ne") and certain(which) is None
+        if is_nan(case) and other.name == "div" and counts:
             count, zero = map(resolved, which.inputs)
             if zero.scalar == 0 and same(count, resolved(other.inputs[1])):
                 return n.inputs[2 - i].value
@@ -531,7 +532,8 @@ def _absorbed_dot(n):
 
 def _convert(rep, n):
     x = n.inputs[0]
-    if fits(n) or not x.floating:
+    meant = x.scalar is not None and not math.isfinite(x.scalar)
+    if fits(n) or not x.floating or meant:
         return n.value
     return unless_finite(n.value, saturate(n.value, jnp.isfinite(x.value)))
 
