@@ -98,6 +98,11 @@ REPAIRED = {
         [[1.0, 2], [3, 4]],
         [[1, 1], [0, 0]],
     ),
+    "polynomial": (
+        lambda c: first_row(jnp.polyval(c, jnp.array([[2], [INF]]))),
+        [1.0, 1, 1],
+        [4, 2, 1],
+    ),
     "convolution": (
         lambda w: jnp.sum(jnp.convolve(jnp.array([1.0, 1, 1, INF]), w)[:3]), [1.0, 2], [3, 2],
     ),
@@ -249,6 +254,14 @@ def test_values_are_those_of_fn_equation_by_equation():
         np.testing.assert_array_equal(ro.robustify(fn)(x), fn(x))
     inner = jax.make_jaxpr(lambda x: jnp.mean(x))(x)
     assert "reduce_sum" in {eqn.primitive.name for eqn in inner.jaxpr.eqns}  # as ever
+
+
+def test_polynomials_have_the_derivatives_of_jax():
+    fn = lambda c, x: jnp.sum(jnp.sin(jnp.polyval(c, x)))
+    c, x = jnp.array([0.5, -1, 2, 0.25]), jnp.array([[0.3, -1.2, 0], [2, 0.1, 1]])
+    for twice in (jax.hessian, lambda f, n: jax.jacrev(jax.jacrev(f, n), n)):
+        got, want = (jax.jit(twice(f, (0, 1)))(c, x) for f in (ro.robustify(fn), fn))
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), got, want)
 
 
 def test_rules_that_users_chose_are_kept():

@@ -62,8 +62,28 @@ def _arcsinh_partial(x):
     return lax.rsqrt(a * a + scale * scale) * scale
 
 
-# For each operand its term of the tangent, from the result, the operands and its own tangent.
-RULES = {
+def _polynomial_terms(count):
+    """The terms of `lax.polynomial`, by powers of x: the primitive's own transpose has no zero."""
+
+    def of_x(out, x, *rest):
+        *coefficients, t = rest
+        slope = jnp.zeros_like(out)
+        for k, c in reversed([*enumerate(coefficients)][1:]):
+            slope = slope * x + k * c
+        return slope * t
+
+    def of_coefficient(k):
+        power = lambda x: lax.integer_pow(x, k)
+        return lambda out, x, *rest: jnp.broadcast_to(
+            power(x) * rest[-1] if k else rest[-1], out.shape
+        )
+
+    return of_x, *map(of_coefficient, range(count - 1))
+
+
+# For each operand its term of the tangent, from the result, the operands and its own tangent; or a
+# function that makes as many terms as there are operands.
+RULES: dict[Any, Any] = {
     lax.div_p: (
         lambda out, x, y, t: t / y,
         # Not by the square of y, which underflows at 1e-25.
@@ -76,14 +96,19 @@ RULES = {
     lax.asinh_p: (lambda out, x, t: _arcsinh_partial(x) * t,),
     lax.acosh_p: (lambda out, x, t: lax.rsqrt(x - 1) * lax.rsqrt(x + 1) * t,),
 }
+if (_polynomial_p := getattr(lax, "polynomial_p", None)) is not None:  # since jax 0.12
+    RULES[_polynomial_p] = _polynomial_terms
 
 
 def _rule_from_terms(primitive, primals, tangents, **params):
     """The JVP rule, in jax's form, of a primitive with an entry in `RULES`."""
     out = primitive.bind(*primals, **params)
+    rules: Any = RULES[primitive]
+    if callable(rules):
+        rules = rules(len(primals))
     terms = [
         term(out, *primals, t)
-        for term, t in zip(RULES[primitive], tangents, strict=True)
+        for term, t in zip(rules, tangents, strict=True)
         if type(t) is not ad.Zero
     ]
     return out, sum(terms[1:], start=terms[0])
