@@ -539,6 +539,12 @@ def test_the_nan_of_too_few_rows_is_no_hazard_where_the_program_has_enough():
             np.testing.assert_array_equal(got, wrap(cubes)(x))
 
 
+def test_the_square_of_a_norm_has_its_hessian_at_0():
+    for fn in (lambda x: jnp.linalg.norm(x) ** 2, lambda x: jnp.sqrt(jnp.sum(x * x)) ** 2):
+        hessian = jax.hessian(ro.robustify(fn, values=True))(jnp.zeros(2))
+        np.testing.assert_array_equal(hessian, 2 * np.eye(2))
+
+
 def test_ordinary_results_of_hazardous_programs_stay_bit_for_bit():
     x = jnp.linspace(0.3, 3.0, 64, dtype=jnp.float32)
     for fn in (jnp.log, jnp.sqrt, lambda x: 1 / x, lambda x: jnp.log(1 + jnp.exp(x)), jnp.exp):
