@@ -435,7 +435,7 @@ def _select(rep, n):
     for i, case in enumerate(n.inputs[1:]):
         other = resolved(n.inputs[2 - i]) if len(n.inputs) == 3 else n
         which = resolved(n.inputs[0])
-        counts = which.name in ("gt", "ne") and certain(which) is None
+        counts = which.name in ("gt", "ne") and not certain(which)
         if is_nan(case) and other.name == "div" and counts:
             count, zero = map(resolved, which.inputs)
             if zero.scalar == 0 and same(count, resolved(other.inputs[1])):
