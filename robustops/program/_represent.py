@@ -16,7 +16,7 @@ from .. import _jax
 from .._numerics import widen
 from ..ops import safe_div, safe_exp, safe_norm
 from ._represent_beside import complement
-from ._represent_log import log_affine
+from ._represent_log import along, log_affine
 from ._represent_logspace import Log, plain_log
 from ._represent_nodes import STRUCTURAL, Node, affine, factors, moved, nonnegative, same
 
@@ -136,9 +136,8 @@ def _product(rep, n):
             axes = n.eqn.params["axes"]
             return jnp.prod(r[0], axes), jnp.any(r[1], axes)
         case "cumsum" if (r := rep.product(x)) is not None:
-            along = {"axis": n.eqn.params["axis"], "reverse": n.eqn.params["reverse"]}
-            zero = lax.cummax(r[1].astype(jnp.int32), **along) > 0
-            return lax.cumprod(r[0], **along), zero
+            zero = lax.cummax(r[1].astype(jnp.int32), **along(n)) > 0
+            return lax.cumprod(r[0], **along(n)), zero
         case "concatenate" if any(rep.product(i) is not None for i in n.inputs):
             factor = lambda i: (safe_exp(widen(i.value)), jnp.zeros(i.aval.shape, bool))
             parts = [rep.product(i) or factor(i) for i in n.inputs]

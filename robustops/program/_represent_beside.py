@@ -64,16 +64,14 @@ def log_beside_one(rep, n, sign):
             negative = xor(less.negative, more.negative)
             return joined(less.value + more.value, less, more, negative=negative)
     r = rep.log(n)
-    if r is not None and r.negative is not None and sign < 0 and not nonnegative(n):
-        value = jnp.maximum(r.value, 0) + log1mexp(abs(r.value))
-        value = jnp.where(r.negative, softplus(r.value), value)
-        return joined(value, r, negative=(r.value > 0) & ~r.negative, cancels=True, floored=False)
-    if r is None or not nonnegative(n):
+    if r is None or not (nonnegative(n) or (sign < 0 and r.negative is not None)):
         return None
     if sign > 0:
         return joined(softplus(r.value), r, floored=True, cancels=False)
-    value = jnp.maximum(r.value, 0) + log1mexp(abs(r.value))
-    return joined(value, r, negative=r.value > 0, cancels=True, floored=False)
+    value, above = jnp.maximum(r.value, 0) + log1mexp(abs(r.value)), r.value > 0
+    if not nonnegative(n):
+        value, above = jnp.where(r.negative, softplus(r.value), value), above & ~r.negative
+    return joined(value, r, negative=above, cancels=True, floored=False)
 
 
 def normalised_axes(n: Node) -> tuple[int, ...] | None:

@@ -4,6 +4,7 @@ exp(100) overflows, but its logarithm is 100; 1 - sigmoid(20) rounds to 0, but i
 """
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +91,7 @@ def _log(rep, n: Node) -> Log | None:
             over = lambda v: (
                 jnp.sum(v, n.eqn.params["axes"])
                 if n.name == "reduce_prod"
-                else lax.cumsum(v, **_along(n))
+                else lax.cumsum(v, **along(n))
             )
             odd = None if a.negative is None else over(a.negative.astype(jnp.int32)) % 2 == 1
             return joined(over(a.value), a, negative=odd)
@@ -121,7 +122,8 @@ def _log_of_log(rep, n, x):
     return joined(value, r, negative=r.value < 0)
 
 
-def _along(n):
+def along(n: Node) -> dict[str, Any]:
+    """Return the axis and direction of a cumulative operation."""
     return {"axis": n.eqn.params["axis"], "reverse": n.eqn.params["reverse"]}
 
 
@@ -158,7 +160,7 @@ def _log_of_reduced_sum(rep, n, x):
     if r is None:
         return None
     if n.name == "cumsum":
-        return joined(lax.cumlogsumexp(r.value, **_along(n)), r)
+        return joined(lax.cumlogsumexp(r.value, **along(n)), r)
     axes = n.eqn.params["axes"]
     return joined(logsumexp(r.value, axes) if axes else r.value, r)
 

@@ -300,7 +300,9 @@ def _uncancelled(n: Node) -> jax.Array:
     s = n.value
     for a, root, sign in ((x, y, -1.0 if n.name == "sub" else 1.0), (y, x, 1.0)):
         r = resolved(root)
-        offset, slope, base = affine(resolved(r.inputs[0])) if r.name == "sqrt" else affine(n)
+        if r.name != "sqrt":
+            continue
+        offset, slope, base = affine(resolved(r.inputs[0]))
         pair = factors(resolved(base))
         if offset <= 0 or slope != 1 or not pair or not same(*pair):
             continue
@@ -521,10 +523,9 @@ def _absorbed_dot(n):
     def absorbed(y, a, b):
         product = lambda u, v: n.eqn.primitive.bind(u, v, **n.eqn.params)
         flags = lambda where: where.astype(y.dtype)
-        kept = lambda v: jnp.where(jnp.isfinite(v), v, 0)
         met = product(flags(~jnp.isfinite(a)), flags(b != 0))
         met += product(flags(a != 0), flags(~jnp.isfinite(b)))
-        return jnp.where(met > 0, y, product(kept(a), kept(b)))
+        return jnp.where(met > 0, y, product(unless_finite(a, 0), unless_finite(b, 0)))
 
     y, operands = n.value, [i.value for i in n.inputs]
     return lax.cond(jnp.all(jnp.isfinite(y)), lambda y, *_: y, absorbed, y, *operands)
