@@ -116,6 +116,18 @@ def test_focal_accuracy(gamma):
             assert np.all(abs(got)[~normal] <= 2 * tiny)
 
 
+def test_focal_of_unlikely_label():
+    """A label with p = 3e-8: 1 - (1 - p) would put 2e-6 into the slope, 16 ulp."""
+    x = jnp.asarray([7.5, -15.0, 18.0, 24.75])
+    slope = jax.grad(lambda v: losses.softmax_focal_loss(v, jnp.eye(4)[0]))(x)
+    with mpmath.workdps(60):
+        s = mpmath.fsum(mpmath.exp(mpmath.mpf(float(v))) for v in x)
+        p = [mpmath.exp(mpmath.mpf(float(v))) / s for v in x]
+        weight = (1 - p[0]) * (1 - p[0] - 2 * p[0] * mpmath.log(p[0]))
+        truth = [weight * (v - (k == 0)) for k, v in enumerate(p)]
+    assert np.max(ulp_distance(slope, truth)) <= 4
+
+
 def _general(mp, v, alpha):
     if alpha == -inf:
         return -mp.expm1(-v * v / 2)

@@ -13,7 +13,7 @@ from .._apart import constants
 from .._numerics import cast, held, infinite_with, largest, promote, widen, within
 from .._spec import total
 from .._zmul import zmul
-from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid
+from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid, softmax
 from ..ops._reduce import keep
 from ..ops._similarity import difference
 from ._binary import bce_from_logits, doubt, logits_and_labels
@@ -226,7 +226,7 @@ def _losses(x, mask, axis):
 def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
     x, z, gamma, *mask = arrays
     where = mask[0] if mask else None
-    q, g = misses(x, where, axis), _losses(x, where, axis)
+    p, q, g = softmax(widen(x), axis, where), misses(x, where, axis), _losses(x, where, axis)
     gamma, z = widen(gamma), widen(keep(z, where))
     weight = _power(q, gamma, halves)
     by_label = product(weight, g)
@@ -235,7 +235,7 @@ def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
         # q); through the softmax that is a cross-entropy with these labels.
         lambda: soft_slope(
             widen(x),
-            product(z, product(weight, 1 + gamma * product(1 - q, safe_div(g, q)))),
+            product(z, product(weight, 1 + gamma * product(p, safe_div(g, q)))),
             *mask,
             axis=axis,
         ),
