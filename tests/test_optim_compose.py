@@ -1,5 +1,6 @@
 """The guards in and around other transformations, flax.nnx, vmap and donation."""
 
+import functools
 from typing import Any
 
 import chex
@@ -124,6 +125,20 @@ def test_odd_trees_pass():
     grads = {"i": jnp.array([7]), "f": jnp.array([jnp.nan]), "n": None}
     updates, _ = jax.jit(tx.update)(grads, tx.init(grads))
     chex.assert_trees_all_equal(updates, {"i": jnp.array([0]), "f": jnp.array([-0.0]), "n": None})
+
+
+OTHERS: list[Any] = [optim.dynamic_loss_scale, optim.rollback]
+
+
+@pytest.mark.parametrize("wrapper", [*WRAPPERS.values(), *OTHERS])
+def test_python_numbers_are_parameters_too(wrapper):
+    numbers, tx = {"a": 1.0, "b": -2.0}, wrapper(adam())
+    grads = {"a": 0.1, "b": 0.2}
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (grads, numbers))
+    for form in (functools.partial(optim.guarded_apply, tx), stepper(tx)):
+        want, _ = form(arrays[0], tx.init(arrays[1]), arrays[1])
+        got, _ = form(grads, tx.init(numbers), numbers)
+        chex.assert_trees_all_equal(got, want)
 
 
 def test_typed_keys_in_the_state_are_kept_on_a_refused_step(run):

@@ -120,6 +120,16 @@ def test_rollback_returns_to_the_snapshot_after_a_blow_up(form, run):
     assert 0.4 * 0.01 < step_after / 15**0.5 < 0.6 * 0.01  # half of Adam's rate
 
 
+def test_rollback_after_a_best_value_of_0():
+    """Only what exceeds a hundredth of the first value has blown up from there."""
+    tx: Any = optim.rollback(adam(), patience=1)
+    step, params = jax.jit(applied(tx)), make_params()
+    state = tx.init(params)
+    for value, back in [(0.0, 0), (3.0, 0), (0.0, 0), (0.02, 0), (0.04, 1)]:
+        params, state = step(make_grads(), state, params, value=value)
+        assert int(state.rollbacks) == back
+
+
 def test_rollback_by_way_of_updates_is_exact_after_two():
     rng = np.random.default_rng(0)
     draw = lambda: jnp.asarray(rng.normal(size=4096) * 10 ** rng.uniform(-30, 30, 4096))
@@ -268,6 +278,13 @@ def test_loss_scale_backs_off_and_grows():
     assert all(x.dtype == jnp.float32 for x in moments)
 
 
+def test_bounds_of_the_loss_scale_are_in_order():
+    with pytest.raises(ValueError, match=r"min_scale must be <= initial, got min_scale=8\.0"):
+        optim.dynamic_loss_scale(adam(), initial=4.0, min_scale=8.0)
+    with pytest.raises(ValueError, match="initial must be <= max_scale"):
+        optim.dynamic_loss_scale(adam(), max_scale=2.0)
+
+
 def test_scaled_steps_are_those_of_the_plain_optimizer():
     tx: Any = optim.dynamic_loss_scale(adam(), initial=1024.0)
     params, other = make_params(), make_params()
@@ -281,6 +298,18 @@ def test_scaled_steps_are_those_of_the_plain_optimizer():
 
 
 # Reports, faults, saves.
+
+
+def test_stuck_error_names_the_eps_that_float16_lacks():
+    params = make_params(jnp.float16)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    tx = optim.skip_nonfinite(optax.adam(0.01), max_consecutive=1)
+    _, state = applied(tx)(zeros, tx.init(params), params)
+    with pytest.raises(optim.StuckError, match="eps=1e-4, or use dynamic_loss_scale"):
+        optim.raise_if_stuck(state)
+    scaled = optim.dynamic_loss_scale(optax.adam(0.01))
+    _, state = applied(scaled)(zeros, scaled.init(params), params)
+    assert optim.health(state).skipped == 0
 
 
 def test_raise_if_stuck_says_what_when_and_what_to_try():
@@ -437,3 +466,9 @@ def test_ten_thousand_steps_with_faults_end_where_the_run_without_them_ends(wrap
     assert (int(h.steps), int(h.skipped)) == (steps, refused)
     if wrapper == "guard":
         assert int(h.clipped) >= np.sum(faults == 3e38)
+
+
+def test_health_makes_no_nan_of_its_own():
+    with jax.debug_nans(True):
+        h = optim.health(optim.skip_nonfinite(adam()).init(make_params()))
+    assert np.isnan(h.last_norm)

@@ -1,5 +1,6 @@
 """Argument checks shared by the transforms."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -44,6 +45,15 @@ def check_number(
         inside = inside and value <= most
     if not inside:
         raise ValueError(f"{where}: {name} must be {bound}, got {value}")
+
+
+def check_order(where: str, **values: Any) -> None:
+    """Refuses numbers that are not in ascending order; traced values pass."""
+    if any(isinstance(v, Tracer) for v in values.values()):
+        return
+    for (low, a), (high, b) in itertools.pairwise(values.items()):
+        if a > b:
+            raise ValueError(f"{where}: {low} must be <= {high}, got {low}={a} and {high}={b}")
 
 
 def check_count(where: str, name: str, value: Any) -> None:

@@ -192,7 +192,8 @@ def _decide(
 
 def _strong(tree: Any) -> Any:
     """Without weak types, which are lost anyway where an outcome without them is chosen."""
-    return jax.tree.map(lambda x: x.astype(x.dtype) if jax.typeof(x).weak_type else x, tree)
+    strong = lambda x: jnp.asarray(x, jnp.result_type(x)) if jax.typeof(x).weak_type else x
+    return jax.tree.map(strong, tree)
 
 
 def _no_update(updates: optax.Updates) -> optax.Updates:
@@ -205,7 +206,7 @@ def _update_to(updates: optax.Updates, params: Any, snapshot: Any) -> optax.Upda
     leaves, treedef = jax.tree.flatten(updates)
     rows = zip(leaves, jax.tree.leaves(params), jax.tree.leaves(snapshot), strict=True)
     # Like the update in dtype, which may be wider than the parameter's and then rounds less.
-    return treedef.unflatten([s.astype(u.dtype) - p.astype(u.dtype) for u, p, s in rows])
+    return treedef.unflatten([s.astype(u.dtype) - jnp.asarray(p, u.dtype) for u, p, s in rows])
 
 
 def _sound(p: Proposal, updates: optax.Updates, new_state: Any) -> jax.Array:

@@ -1,10 +1,12 @@
 """Reading the counters of the guards, wherever in an optimizer state they are."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 from robustops.optim._clip import ClipByGlobalNormState
@@ -42,6 +44,10 @@ class Health(NamedTuple):
     """Returns of `rollback` to its snapshot."""
 
 
+_HALF = (
+    " The optimizer's state is float16, in which an eps below 3e-8, Adam's 1e-8 too, is 0: give it"
+    " eps=1e-4, or use dynamic_loss_scale, which keeps the state in float32."
+)
 _REFUSE = (SkipNonfiniteState, GuardState)
 _CLIP = (GuardState, ClipByGlobalNormState, ClipByZscoreState, ClipByPercentileState)
 _STATES = (*_REFUSE, *_CLIP, DynamicLossScaleState, RollbackState)
@@ -67,25 +73,29 @@ def health(opt_state: Any) -> Health:
     """
     found = list(_find(getattr(opt_state, "opt_state", opt_state)))
 
-    def read(kind: Any, field: str, default: Any, dtype: Any = jnp.int32) -> jax.Array:
+    def read(
+        kind: Any, field: str, join: Callable[..., Any], default: Any, dtype: Any = jnp.int32
+    ) -> jax.Array:
         # A field is an array, or a flax variable: a node with the array as its one leaf.
         values = [jax.tree.leaves(getattr(s, field))[0] for s in found if isinstance(s, kind)]
-        return jnp.stack([jnp.asarray(v) for v in values or [jnp.asarray(default, dtype)]])
+        # No operation makes the default: if that is NaN, jax_debug_nans would raise.
+        return join(jnp.stack(values)) if values else jax.device_put(np.asarray(default, dtype))
 
     if not any(isinstance(s, _REFUSE) for s in found):
         raise ValueError(
             "health: no state of robustops.optim.guard or skip_nonfinite in this optimizer state;"
             " wrap the optimizer, as in guard(optax.adam(1e-3)), and pass the state from its init"
         )
+    total = functools.partial(jnp.sum, dtype=jnp.int32)
     return Health(
-        steps=read(_REFUSE, "steps", 0).max(),
-        skipped=read(_REFUSE, "skipped", 0).sum(dtype=jnp.int32),
-        consecutive_skipped=read(_REFUSE, "consecutive_skipped", 0).max(),
-        clipped=read(_CLIP, "clipped", 0).sum(dtype=jnp.int32),
-        last_norm=read(_CLIP, "last_norm", jnp.nan, jnp.float32).max(),
-        stuck=read((*_REFUSE, RollbackState), "stuck", False).any(),
-        scale=read(DynamicLossScaleState, "scale", 1, jnp.float32).min(),
-        rollbacks=read(RollbackState, "rollbacks", 0).sum(dtype=jnp.int32),
+        steps=read(_REFUSE, "steps", jnp.max, 0),
+        skipped=read(_REFUSE, "skipped", total, 0),
+        consecutive_skipped=read(_REFUSE, "consecutive_skipped", jnp.max, 0),
+        clipped=read(_CLIP, "clipped", total, 0),
+        last_norm=read(_CLIP, "last_norm", jnp.max, jnp.nan, jnp.float32),
+        stuck=read((*_REFUSE, RollbackState), "stuck", jnp.any, False, jnp.bool_),
+        scale=read(DynamicLossScaleState, "scale", jnp.min, 1, jnp.float32),
+        rollbacks=read(RollbackState, "rollbacks", total, 0),
     )
 
 
@@ -108,7 +118,10 @@ def raise_if_stuck(opt_state: Any) -> None:
             " jitted step returned"
         )
     if now.stuck:
-        raise StuckError(_account(Health(*(x.item() for x in jax.device_get(now)))))
+        account = _account(Health(*(x.item() for x in jax.device_get(now))))
+        leaves = jax.tree.leaves(getattr(opt_state, "opt_state", opt_state))
+        half = any(jnp.result_type(x) == jnp.float16 for x in leaves)
+        raise StuckError(account + (_HALF if half else ""))
 
 
 def unless_refused(opt_state: Any, new: Tree, old: Tree) -> Tree:

@@ -1,11 +1,13 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
+import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -85,7 +87,7 @@ def whole(shape: Sequence[int]) -> Axes:
 def units(shape: Sequence[int], axis: int | Sequence[int] | None = None) -> Axes:
     """Axes that make up one unit: those of `axis`, else by rank as in Brock et al. (2021)."""
     if axis is not None:
-        return (axis,) if isinstance(axis, int) else tuple(axis)
+        return (operator.index(axis),) if np.ndim(axis) == 0 else tuple(axis)
     if sum(n != 1 for n in shape) <= 1:
         return whole(shape)
     if len(shape) > 5:

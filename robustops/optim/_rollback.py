@@ -32,6 +32,8 @@ class RollbackState(NamedTuple):
     """Bad steps in a row, up to the last one, int32."""
     best: jax.Array
     """Lowest `value` of a good step, float32; inf before the first."""
+    first: jax.Array
+    """Magnitude of the `value` of the first good step, float32; inf before."""
     rate: jax.Array
     """What updates are multiplied by, float32."""
     rollbacks: jax.Array
@@ -56,10 +58,10 @@ def rollback(
     """Keeps a snapshot of parameters and state, and returns to it after `patience` bad steps.
 
     A step is bad if it is refused or if the `value` given to `update` is NaN, infinite or has
-    blown up: value > best + `blow_up` |best|, with the lowest value of a good step as best. The
-    value is a loss of the parameters before the update. Let it come from a fixed probe set: judged
-    by the loss of each minibatch a return may do more harm than good. Without a value only refused
-    steps count::
+    blown up: value > best + `blow_up` max(|best|, |first| / 1000), with the lowest and the first
+    value of a good step, so that after a best of 0 not all is bad. The value is a loss of the
+    parameters before the update. Let it come from a fixed probe set: judged by the loss of each
+    minibatch a return may do more harm than good. Without a value only refused steps count::
 
         updates, opt_state = tx.update(grads, opt_state, params, value=probe_loss(params))
 
@@ -73,7 +75,7 @@ def rollback(
             another transformation of this module that refuses steps. Extra arguments of `update`,
             `value` among them, are passed on to it.
         patience: bad steps in a row before a return, >= 1.
-        blow_up: how far, as a share of the best value, is too far, > 0.
+        blow_up: how far above the best value is too far, as a multiple of its size, > 0.
         snapshot_every: good steps from one snapshot to the next, >= 1.
         rate_decay: factor on all later updates at each return, > 0 and <= 1.
         max_rollbacks: returns after which there are no more, >= 1.
@@ -116,6 +118,7 @@ def rollback(
             age=jnp.zeros((), jnp.int32),
             bad=jnp.zeros((), jnp.int32),
             best=jnp.full((), jnp.inf, jnp.float32),
+            first=jnp.full((), jnp.inf, jnp.float32),
             rate=jnp.ones((), jnp.float32),
             rollbacks=jnp.zeros((), jnp.int32),
             unfinished=jnp.zeros((), jnp.bool_),
@@ -138,7 +141,9 @@ def rollback(
         value = _scalar(extra_args.get("value"))
         blown = jnp.bool_(False)
         if value is not None:
-            blown = ~jnp.isfinite(value) | (value > state.best + blow_up * jnp.abs(state.best))
+            size = jnp.maximum(jnp.abs(state.best), state.first / 1000)
+            risen = (size > 0) & (value > state.best + blow_up * size)
+            blown = ~jnp.isfinite(value) | risen
             blown = ~all_shards(~blown, axis_name)
         proposal = inside.propose(updates, state.inner_state, params, extra_args)
 
@@ -171,7 +176,10 @@ def rollback(
                 lambda: _to_host(current()) if remote else current(),
                 lambda: (state.params, state.snapshot),
             )
-            best = state.best if value is None else jnp.minimum(state.best, value)
+            best, first = state.best, state.first
+            if value is not None:
+                best = jnp.minimum(best, value)
+                first = jnp.where(jnp.isfinite(first) & (first > 0), first, jnp.abs(value))
             return RollbackState(
                 proposal.commit(ok, inner_state),
                 kept_params,
@@ -179,6 +187,7 @@ def rollback(
                 age=jnp.where(fresh | back, 0, aged),
                 bad=jnp.where(good | rest | back, 0, optax.safe_increment(state.bad)),
                 best=jnp.where(good, best, state.best),
+                first=jnp.where(good, first, state.first),
                 rate=jnp.where(back, state.rate * rate_decay, state.rate).astype(jnp.float32),
                 rollbacks=count_if(back, state.rollbacks),
                 unfinished=back,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from robustops.optim._checks import check_count, check_number
+from robustops.optim._checks import check_count, check_number, check_order
 from robustops.optim._decide import Guarded, Proposal
 from robustops.optim._guard import guarded
 from robustops.optim._norms import AxisName, is_float
@@ -64,7 +64,7 @@ def dynamic_loss_scale(
 
     Raises:
         TypeError: `inner` is not a transformation.
-        ValueError: a number is out of range.
+        ValueError: a number is out of range, or not min_scale <= initial <= max_scale.
 
     Reference:
         Micikevicius et al., Mixed precision training, 2018.
@@ -74,6 +74,7 @@ def dynamic_loss_scale(
     for name, value in [("initial", initial), ("min_scale", min_scale), ("max_scale", max_scale)]:
         check_number(where, name, value)
     check_number(where, "factor", factor, least=1)
+    check_order(where, min_scale=min_scale, initial=initial, max_scale=max_scale)
     check_count(where, "growth_interval", growth_interval)
 
     def init(params: optax.Params) -> DynamicLossScaleState:
@@ -116,6 +117,7 @@ def dynamic_loss_scale(
 
 
 def _widen(x: Any) -> Any:
-    """A leaf with 16 bits as float32, others as they are."""
-    narrow = is_float(x) and jnp.finfo(jnp.result_type(x)).bits < 32
-    return jnp.asarray(x, jnp.float32) if narrow else x
+    """A floating leaf in float32 or wider, others as they are."""
+    if not is_float(x):
+        return x
+    return jnp.asarray(x, jnp.float32 if jnp.finfo(jnp.result_type(x)).bits < 32 else None)
