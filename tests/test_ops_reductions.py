@@ -10,6 +10,7 @@ import pytest
 import scipy.special
 
 import robustops as ro
+from robustops.ops._reduce import count_of
 from robustops.testing import check_zero_absorbs, ulp_distance
 
 inf = math.inf
@@ -60,6 +61,19 @@ def test_where_equals_dropping():
             np.testing.assert_allclose(slope[mask], right, rtol=1e-6, atol=1e-7)
             assert not np.any(slope[~mask])
         check_zero_absorbs(masked, *args)
+
+
+def test_more_elements_than_an_int32_counts():
+    """2^31 under a mask: the count is 2147516416 and not -2147450880."""
+    row = jnp.ones(32768, bool)
+    shape = 65537, 32768
+
+    @jax.jit
+    def count(row):
+        mask = jnp.broadcast_to(row, shape)
+        return count_of(jnp.broadcast_to(jnp.zeros((), jnp.float32), shape), mask, (0, 1))
+
+    assert count(row) == np.float32(65537 * 32768)
 
 
 def test_nothing_to_reduce():

@@ -48,7 +48,11 @@ def count_of(x, mask, axis, least=0):
     """How many elements take part in each slice, at least `least`, with kept axes."""
     if mask is None:
         return jnp.asarray(max(math.prod(x.shape[a] for a in axis), least), x.dtype)
-    return jnp.maximum(sum_of(mask.astype(jnp.int32), axis), least).astype(x.dtype)
+    count = mask.astype(jnp.int32)
+    if math.prod(x.shape[a] for a in axis) >= 2**31:  # more than an int32 holds
+        longest = max(axis, key=lambda a: x.shape[a])
+        count = sum_of(count, (longest,)).astype(x.dtype)
+    return jnp.maximum(sum_of(count, axis), least).astype(x.dtype)
 
 
 def max_of(x, axis):
