@@ -448,3 +448,12 @@ def test_bad_options(options, message):
             MODELS["classifier"](), optax.sgd(0.1), (ONES, np.zeros(6, int)), CROSS_ENTROPY,
             **{"epochs": 1, "batch_size": 2, "progress": False, **options},
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("row", [0.3, 1.0, None], ids=["0.3", "ones", "random"])
+def test_equal_rows_rescale_by_the_kernel(row):
+    """Their deviation is rounding only, 1e-16, and a factor of 1e16 would destroy the model."""
+    one = np.random.default_rng(0).normal(size=(1, 4)) if row is None else np.full((1, 4), row)
+    model = Classifier(4, (8, 8), 3, rngs=nnx.Rngs(0))
+    report = rescale_init(model, np.tile(np.float32(one), (64, 1)))
+    assert all(0.1 < layer.factor < 10 for layer in report)

@@ -1,6 +1,7 @@
 """What `fit` does beside training: metrics files, stopping, callbacks, batches, loss scaling."""
 
 import csv
+import functools
 import json
 from typing import Any
 
@@ -173,11 +174,38 @@ def test_steps_that_end_within_an_epoch_go_on_there(tmp_path, validation):
         ({"given": "digits"}, "data must be arrays or batches, got 'digits'"),
         ({"callbacks": print}, "callbacks must be a sequence of functions, got <built-in"),
         ({"callbacks": None}, "callbacks must be a sequence of functions, got None"),
+        ({"callbacks": ["save"]}, "callbacks must be a sequence of functions, got ..save"),
+        ({"metrics": None}, "metrics must be a path or several, got None"),
     ],
 )
 def test_arguments_of_another_type(given, message):
     with pytest.raises(TypeError, match=message):
         train(**given)
+
+
+def test_model_and_loss_of_another_type():
+    x, y = data()
+    model = Classifier(4, (8,), 3, rngs=nnx.Rngs(0))
+    each: Any = functools.partial(fit, tx=optax.adam(0.05), data=(x, y), epochs=1, batch_size=8)
+    with pytest.raises(TypeError, match="loss must be a function of outputs and targets, got nda"):
+        each(model, loss=y)
+    with pytest.raises(TypeError, match=r"model must be an instance of flax\.nnx\.Module, got"):
+        each(Classifier, loss=CROSS_ENTROPY)
+    with pytest.raises(TypeError, match="loss must return floating-point numbers, got int"):
+        each(model, loss=lambda outputs, targets: outputs.argmax(-1))
+
+
+def test_losses_of_all_pairs_are_refused():
+    """[n, 1] against [n] broadcasts to [n, n], and would train each row on every target."""
+    x, y = data()
+    model = Classifier(4, (8,), 1, rngs=nnx.Rngs(0))
+    binary, options = (x, np.float32(y > 0)), {"epochs": 1, "batch_size": 8, "progress": False}
+    with pytest.raises(ValueError, match=r"\(8, 1\) and .* \(8,\) gave losses of shape \(8, 8\)"):
+        fit(model, optax.adam(0.05), binary, lambda o, t: losses.hinge_loss(o, t), **options)
+    with pytest.raises(ValueError, match="reshape one of them"):
+        fit(model, optax.adam(0.05), binary, losses.sigmoid_focal_loss, **options)
+    flat = lambda o, t: losses.sigmoid_focal_loss(o[:, 0], t)
+    assert np.isfinite(fit(model, optax.adam(0.05), binary, flat, **options).loss).all()
 
 
 @pytest.mark.slow

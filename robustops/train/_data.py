@@ -9,20 +9,33 @@ import numpy as np
 
 Kind = Literal["values", "probabilities", "classes"]
 
-_CLASSES = {"softmax_cross_entropy_with_integer_labels"}
+_CLASSES = {
+    "multiclass_hinge_loss",
+    "multiclass_perceptron_loss",
+    "multiclass_sparsemax_loss",
+    "softmax_cross_entropy_with_integer_labels",
+}
 _PROBABILITIES = {
     "binary_cross_entropy",
     "safe_softmax_cross_entropy",
     "sigmoid_binary_cross_entropy",
+    "sigmoid_focal_loss",
     "softmax_cross_entropy",
 }
 _VALUES = {
+    "cauchy",
+    "charbonnier",
     "geman_mcclure",
+    "general_robust_loss",
     "huber_loss",
     "l2_loss",
+    "log1p_squared_error",
     "log_cosh",
     "mean_squared_error",
+    "poisson_nll",
     "squared_error",
+    "squared_log_error",
+    "welsch",
 }
 
 

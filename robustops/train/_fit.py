@@ -188,7 +188,7 @@ def fit(
       ImportError: an option needs a package that is not installed, `rich` for `progress=True`.
     """
     _check_options(epochs, steps, patience, min_delta, nonfinite, targets)
-    _check_given(tx, data, callbacks)
+    _check_given(model, tx, data, loss, callbacks, metrics)
     graphdef, params, rest = nnx.split(_in_mode(model, "train"), nnx.Param, ...)
     evaluated = nnx.split(_in_mode(model, "eval"), nnx.Param, ...)[0]
     kind = kind_of(loss) if targets == "auto" else targets
@@ -377,7 +377,9 @@ def _check_options(epochs, steps, patience, min_delta, nonfinite, targets) -> No
         )
 
 
-def _check_given(tx, data, callbacks) -> None:
+def _check_given(model, tx, data, loss, callbacks, metrics) -> None:
+    if not isinstance(model, nnx.Module):
+        raise TypeError(f"fit: model must be an instance of flax.nnx.Module, got {model!r}")
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"fit: tx must be an optax transformation, as optax.adam(1e-3), got {tx!r}")
     if isinstance(data, str):
@@ -385,8 +387,15 @@ def _check_given(tx, data, callbacks) -> None:
             f"fit: data must be arrays or batches, got {data!r}; robustops.train.load_digits() and "
             "its like give such"
         )
-    if callable(callbacks) or callbacks is None:
+    if not callable(loss):
+        raise TypeError(
+            f"fit: loss must be a function of outputs and targets, got {type(loss).__name__}; the "
+            "targets go into data, as (inputs, targets)"
+        )
+    if not isinstance(callbacks, tuple | list) or not all(map(callable, callbacks)):
         raise TypeError(f"fit: callbacks must be a sequence of functions, got {callbacks!r}")
+    if metrics is None:
+        raise TypeError("fit: metrics must be a path or several, got None; leave it out for none")
 
 
 def _is_pair(data: Any) -> bool:

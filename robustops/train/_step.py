@@ -60,11 +60,27 @@ def objective(graphdef: Any, loss: Loss) -> Callable:
 
     def mean_loss(params, rest, inputs, targets, scale):
         model = nnx.merge(graphdef, params, copy_variables(rest))
-        value = safe_mean(loss(widen(model(inputs)), targets))
+        outputs = widen(model(inputs))
+        each = jnp.asarray(loss(outputs, targets))
+        _check_losses(each, outputs, targets)
+        value = safe_mean(each)
         new_rest = nnx.split(model, nnx.Param, ...)[2]
         return value if scale is None else value * scale, (value, new_rest)
 
     return mean_loss
+
+
+def _check_losses(each: jax.Array, outputs: Any, targets: Any) -> None:
+    if not jnp.issubdtype(each.dtype, jnp.floating):
+        raise TypeError(
+            f"fit: loss must return floating-point numbers, got {each.dtype}, without a gradient"
+        )
+    of, to = getattr(outputs, "shape", ()), getattr(targets, "shape", ())
+    if (of == (*to, 1) or to == (*of, 1)) and each.size > max(outputs.size, targets.size):
+        raise ValueError(
+            f"fit: outputs of shape {of} and targets of shape {to} gave losses of shape "
+            f"{each.shape}, of each row with every other; reshape one of them"
+        )
 
 
 def read(metrics: Any) -> Metrics:
