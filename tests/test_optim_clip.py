@@ -87,6 +87,30 @@ def test_clip_by_global_norm_of_mixed_dtypes_and_other_leaves():
     assert norm_of(clipped["f16"]) < 1e-20
 
 
+ENDS: dict[str, Any] = {
+    "clip_by_zscore": lambda: optim.clip_by_zscore(),
+    "clip_by_percentile": lambda: optim.clip_by_percentile(),
+    "adaptive_grad_clip": lambda: optim.adaptive_grad_clip(0.1),
+    "no limits": lambda: optim.guard(optax.sgd(1.0), max_norm=None, max_zscore=None),
+    "all": lambda: optim.guard(optax.sgd(1.0), clipping=0.1, max_relative_update=0.1),
+}
+
+
+@pytest.mark.parametrize("tx", ENDS.values(), ids=ENDS)
+def test_steps_can_be_differentiated(tx, run):
+    """Also with a leaf without gradient, as meta-learning does; 0 is what it learns from there."""
+    params, tx = {**make_params(), "z": jnp.zeros(3)}, tx()
+
+    def after(scale):
+        grads = jax.tree.map(lambda g: scale * g, {**make_grads(), "z": jnp.zeros(3)})
+        updates, _ = tx.update(grads, tx.init(params), params)
+        return sum(jnp.sum(u * u) for u in jax.tree.leaves(updates))
+
+    slope = run(jax.grad(after))(0.01)
+    near = (after(0.0101) - after(0.0099)) / 0.0002
+    np.testing.assert_allclose(slope, near, rtol=0.02, atol=1e-6)
+
+
 def test_float64_gradients_are_measured_in_float64():
     with jax.enable_x64(True):
         tx = optim.clip_by_global_norm(1.0)

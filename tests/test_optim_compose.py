@@ -127,6 +127,20 @@ def test_odd_trees_pass():
     chex.assert_trees_all_equal(updates, {"i": jnp.array([0]), "f": jnp.array([-0.0]), "n": None})
 
 
+@pytest.mark.parametrize("wrapper", WRAPPERS.values())
+def test_state_of_another_optimizer_is_named(wrapper):
+    params, grads, tx = make_params(), make_grads(), wrapper(adam())
+    with pytest.raises(
+        TypeError, match=r"must be a (Guard|SkipNonfinite)State, as tx\.init"
+    ):
+        optim.guarded_apply(tx, grads, adam().init(params), params)
+    with pytest.raises(TypeError, match="got a dict; gradients, state and parameters come in this"):
+        tx.update(grads, params, tx.init(params))
+    old = adam().init(params)
+    _, state = tx.update(grads, tx.init(params)._replace(inner_state=old), params)
+    assert int(state.steps) == 1
+
+
 OTHERS: list[Any] = [optim.dynamic_loss_scale, optim.rollback]
 
 

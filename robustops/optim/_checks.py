@@ -4,6 +4,7 @@ import itertools
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from jax.core import Tracer
 
@@ -36,7 +37,8 @@ def check_number(
     bound = ">= 0" if zero else "> 0" if least is None else f">= {least}"
     bound += f" and < {below}" if below is not None else ""
     bound += f" and <= {most}" if most is not None else ""
-    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
+    number = hasattr(value, "__float__") and np.ndim(value) == 0
+    if isinstance(value, (str, bytes, bool, np.bool_)) or not number:
         raise TypeError(f"{where}: {name} must be a number {bound}, got {value!r}")
     inside = value >= (least or 0) if zero or least is not None else value > 0
     if below is not None:
@@ -64,12 +66,12 @@ def check_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} must be an integer >= 1, got {value!r}")
 
 
-def check_same_leaves(updates: Any, params: Any) -> None:
+def check_same_leaves(updates: Any, params: Any, what: str = "the gradients have") -> None:
     """Refuses gradients that do not have one leaf for each parameter."""
     given, wanted = len(jax.tree.leaves(updates)), len(jax.tree.leaves(params))
     if given != wanted:
         raise ValueError(
-            f"update: the gradients have {given} leaves and the parameters {wanted}; pass the"
+            f"update: {what} {given} leaves and the parameters {wanted}; pass the"
             " parameters that were differentiated, filtered alike (a None has no leaf)"
         )
 

@@ -11,10 +11,12 @@ from jax.typing import ArrayLike
 from robustops.optim._checks import check_number, check_params, check_same_leaves
 from robustops.optim._norms import (
     Norm,
+    Packing,
     float_leaves,
     is_float,
     map_floats,
     plain_norms,
+    times,
     tree_norm,
     unit_norms,
     units,
@@ -113,9 +115,9 @@ def adaptive_grad_clip(
     ) -> tuple[optax.Updates, optax.EmptyState]:
         del extra_args
         check_params("adaptive_grad_clip", params)
-        norms, _ = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
-        limits = unit_limits(updates, params, clipping, eps, axis)
-        return map_floats(lambda g, n, c: n.shrink(g, c), updates, norms, limits), state
+        norms, _, packing = unit_norms(float_leaves(updates), lambda shape: units(shape, axis))
+        limits = unit_limits(updates, params, packing, clipping, eps, axis)
+        return shrink_units(updates, norms, limits, packing), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)  # pyright: ignore[reportArgumentType]
 
@@ -123,13 +125,23 @@ def adaptive_grad_clip(
 def unit_limits(
     updates: optax.Updates,
     params: optax.Params | None,
+    packing: Packing,
     clipping: ArrayLike,
     eps: ArrayLike,
     axis: int | Sequence[int] | None = None,
 ) -> list[jax.Array]:
-    """`clipping * max(|p_u|, eps)` for each floating leaf of `updates`, one number a unit."""
-    norms = plain_norms(params_of(updates, params), lambda shape: units(shape, axis))
+    """`clipping * max(|p_u|, eps)` for each unit of `updates`, packed."""
+    norms = plain_norms(params_of(updates, params), lambda shape: units(shape, axis), packing)
     return [jnp.multiply(clipping, jnp.maximum(n, eps)).astype(n.dtype) for n in norms]
+
+
+def shrink_units(
+    tree: Any, norms: Sequence[Norm], limits: Sequence[jax.Array], packing: Packing
+) -> Any:
+    """`tree` with each unit scaled down to its limit; norms and limits are packed."""
+    rows = [(n.exceeds(c), *n.factors(c)) for n, c in zip(norms, limits, strict=True)]
+    parts = [packing.unpack([row[k] for row in rows]) for k in range(3)]
+    return map_floats(lambda x, over, *f: jnp.where(over, times(x, *f), x), tree, *parts)
 
 
 def params_of(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:

@@ -63,6 +63,8 @@ class Guarded:
     propose: Callable[[optax.Updates, Any, optax.Params | None, dict[str, Any]], Proposal]
     innermost: Callable[[Any], optax.OptState]
     """The state that is kept on a refused step, out of the whole state."""
+    state_type: Any
+    """The NamedTuple that `init` makes."""
 
     def __call__(
         self,
@@ -72,6 +74,7 @@ class Guarded:
         **extra_args: Any,
     ) -> tuple[optax.Updates, Any]:
         """The `update` of the optax protocol."""
+        self._check(state)
         p = self.propose(updates, state, params, extra_args)
         new, inner_state, ok = _decide(p, lambda u: u, _no_update, _update_to)
         return new, p.commit(ok, inner_state)
@@ -80,7 +83,18 @@ class Guarded:
         self, updates: optax.Updates, state: Any, params: optax.Params, **extra_args: Any
     ) -> tuple[optax.Params, Any]:
         """The new parameters, and the new state."""
+        self._check(state)
         return _apply(self.propose(updates, state, params, extra_args))
+
+    def _check(self, state: Any) -> None:
+        wanted = self.state_type
+        if not all(hasattr(state, field) for field in wanted._fields):
+            raise TypeError(
+                f"update: the optimizer state must be a {wanted.__name__}, as tx.init(params) makes"
+                f" it, got a {type(state).__name__}; gradients, state and parameters come in this"
+                " order, and a run begun without the guard goes on with tx.init(params)._replace("
+                "inner_state=old_state)"
+            )
 
 
 def guarded_apply(

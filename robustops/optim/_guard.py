@@ -9,7 +9,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from robustops.optim._checks import check_count, check_inner, check_number, check_params
-from robustops.optim._clip import as_float32, count_if, params_of, unit_limits
+from robustops.optim._clip import as_float32, count_if, params_of, shrink_units, unit_limits
 from robustops.optim._decide import Guarded, Proposal
 from robustops.optim._learned import DECAY, WARMUP, NormStatistics
 from robustops.optim._norms import (
@@ -133,7 +133,9 @@ def skip_nonfinite(
             ),
         )
 
-    return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost))  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(
+        init, Guarded(propose, _innermost, SkipNonfiniteState)
+    )  # pyright: ignore[reportArgumentType]
 
 
 def guard(
@@ -216,7 +218,11 @@ def guard(
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
         leaves = float_leaves(updates)
-        norms, norm = ([], tree_norm(leaves)) if clipping is None else unit_norms(leaves, units)
+        norms, packing = [], None
+        if clipping is None:
+            norm = tree_norm(leaves)
+        else:
+            norms, norm, packing = unit_norms(leaves, units)
         finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
         norm = Norm(*lax.optimization_barrier(largest(norm, axis_name)))
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
@@ -226,13 +232,11 @@ def guard(
             learned = state.norms.limit(size, max_zscore, WARMUP)
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
-        factors = [norm.factors(limit)] * len(leaves)
-        if clipping is not None:
-            all_of = lax.optimization_barrier(jnp.where(clips, norm.factors(limit)[1], jnp.inf))
-            shares = [
-                n.share(c, norm, all_of)
-                for n, c in zip(norms, unit_limits(updates, params, clipping, eps), strict=True)
-            ]
+        factors = [norm.factors(limit)]
+        if clipping is not None and packing is not None:
+            all_of = lax.optimization_barrier(jnp.where(clips, factors[0][1], jnp.inf))
+            limits = unit_limits(updates, params, packing, clipping, eps)
+            shares = [n.share(c, norm, all_of) for n, c in zip(norms, limits, strict=True)]
             shrunk = [
                 n.shrunk_by(r) for n, r in zip(norms, lax.optimization_barrier(shares), strict=True)
             ]
@@ -243,7 +247,9 @@ def guard(
         factors = lax.optimization_barrier(factors)
 
         def step() -> tuple[optax.Updates, optax.OptState]:
-            clipped = map_floats(lambda g, f: times(g, *f), updates, factors)
+            parts = [[f[k] for f in factors] for k in range(2)]
+            own = [p * len(leaves) if packing is None else packing.unpack(p) for p in parts]
+            clipped = map_floats(times, updates, *own)
             proposed, inner_state = tx.update(clipped, state.inner_state, params, **extra_args)
             if max_relative_update is not None:
                 proposed = _cap(proposed, params, max_relative_update, eps)
@@ -264,7 +270,7 @@ def guard(
         judged = None if judge == "gradient" else ()
         return Proposal(step, finite, judged, state.inner_state, params, axis_name, commit)
 
-    return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost))  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, Guarded(propose, _innermost, GuardState))  # pyright: ignore[reportArgumentType]
 
 
 def guarded(
@@ -308,10 +314,13 @@ def _count(
 def _cap(
     updates: optax.Updates, params: optax.Params | None, ratio: ArrayLike, eps: ArrayLike
 ) -> optax.Updates:
-    norms, _ = unit_norms(float_leaves(updates), whole)
+    norms, _, packing = unit_norms(float_leaves(updates), whole)
     leaves = params_of(updates, params)
+    least = packing.pack(
+        [jnp.full(s, eps * p.size**0.5) for s, p in zip(packing.shapes, leaves, strict=True)]
+    )
     limits = [
-        jnp.multiply(ratio, jnp.maximum(n, eps * p.size**0.5)).astype(n.dtype)
-        for n, p in zip(plain_norms(leaves, whole), leaves, strict=True)
+        jnp.multiply(ratio, jnp.maximum(n, m)).astype(n.dtype)
+        for n, m in zip(plain_norms(leaves, whole, packing), least, strict=True)
     ]
-    return map_floats(lambda u, n, c: n.shrink(u, c), updates, norms, limits)
+    return shrink_units(updates, norms, limits, packing)

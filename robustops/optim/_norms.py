@@ -1,6 +1,7 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -40,10 +41,11 @@ class Norm(NamedTuple):
     def factors(self, limit: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Two numbers whose product scales the norm down to `limit`; 1 where it is no larger."""
         # Two, because scale * limit / scaled in one number can underflow to 0.
-        exceeds, tiny = self.exceeds(limit), jnp.finfo(self.scaled.dtype).tiny
+        exceeds = self.exceeds(limit)
+        # Selected before the division: an infinite limit would give derivatives of inf 0.
         return (
             jnp.where(exceeds, self.scale, 1),
-            jnp.where(exceeds, limit / jnp.maximum(self.scaled, tiny), 1),
+            jnp.where(exceeds, limit, 1) / jnp.where(exceeds, self.scaled, 1),
         )
 
     def share(self, limit: jax.Array, of: "Norm", whole: jax.Array) -> jax.Array:
@@ -117,16 +119,67 @@ def _small(dtype: Any) -> jax.Array:
     return lax.optimization_barrier(jnp.asarray(_LARGE[dtype.name][1], dtype))
 
 
+class Packing(NamedTuple):
+    """How the units of all leaves lie in a few vectors, so that a few kernels do for them.
+
+    With a kernel for each leaf and operation 400 leaves take twice as long to compile.
+    """
+
+    shapes: list[tuple[int, ...]]
+    """Of the units of each leaf, with kept dimensions."""
+    groups: list[list[int]]
+    """Leaves whose units share a vector; what is alone keeps its shape."""
+
+    def pack(self, each: Sequence[jax.Array]) -> list[jax.Array]:
+        """One array for each group, from one for each leaf."""
+        join = lambda group: jnp.concatenate([each[i].reshape(-1) for i in group])
+        return [join(g) if len(g) > 1 else each[g[0]] for g in self.groups]
+
+    def unpack(self, packed: Sequence[jax.Array]) -> list[jax.Array]:
+        """One array for each leaf, from one for each group."""
+        each = {}
+        for vector, group in zip(packed, self.groups, strict=True):
+            start = 0
+            for i in group:
+                size = math.prod(self.shapes[i])
+                part = vector[start : start + size] if len(group) > 1 else vector
+                each[i], start = part.reshape(self.shapes[i]), start + size
+        return [each[i] for i in range(len(self.shapes))]
+
+
+def _packing(leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]) -> Packing:
+    groups: dict[Hashable, list[int]] = {}
+    shapes = []
+    for i, x in enumerate(leaves):
+        own = set(a % x.ndim for a in axes(x.shape))
+        shapes.append(tuple(1 if a in own else n for a, n in enumerate(x.shape)))
+        groups.setdefault((_real(x), i if _is_split(x) else None), []).append(i)
+    return Packing(shapes, list(groups.values()))
+
+
+def _is_split(x: jax.Array) -> bool:
+    """Whether an array is split over an explicit mesh, whose parts cannot be put end to end."""
+    sharding = getattr(jax.typeof(x), "sharding", None)
+    return sharding is not None and any(part is not None for part in sharding.spec)
+
+
+def _real(x: jax.Array) -> Any:
+    """The dtype of the squares of a leaf."""
+    return jnp.finfo(_wide(x.dtype)).dtype
+
+
 def unit_norms(
     leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]
-) -> tuple[list[Norm], Norm]:
-    """Norm of every unit of every floating leaf, with kept dimensions, and of all, in one pass."""
-    dtypes = [jnp.finfo(_wide(x.dtype)).dtype for x in leaves]
+) -> tuple[list[Norm], Norm, Packing]:
+    """Norm of every unit of every floating leaf, packed, and of all, in one pass."""
+    packing = _packing(leaves, axes)
+    dtypes = [_real(leaves[group[0]]) for group in packing.groups]
     kinds = list(dict.fromkeys(dtypes))
     small = {d: _small(d) for d in kinds}
 
-    def scaled_sums() -> list[jax.Array]:
-        return _sum_units(leaves, axes, [small[d] for d in dtypes])
+    def sums(scaled: bool = False) -> list[jax.Array]:
+        scales = [small[_real(x)] for x in leaves] if scaled else None
+        return packing.pack(_sum_units(leaves, axes, scales))
 
     def with_totals(squares: list[jax.Array]) -> Sums:
         of = lambda kind: [s.sum() for s, d in zip(squares, dtypes, strict=True) if d == kind]
@@ -145,26 +198,31 @@ def unit_norms(
         return [jnp.where(b, s, p) for b, s, p, _ in rows], with_totals(alike)[1]
 
     def on_demand() -> tuple[Sums, Sums]:
-        plain = with_totals(_sum_units(leaves, axes))
+        plain = with_totals(lax.optimization_barrier(sums()))
         any_needed = functools.reduce(jnp.logical_or, needed(plain), jnp.bool_(False))
-        return plain, lax.cond(any_needed, lambda: rescued(plain, scaled_sums()), lambda: plain)
+        return plain, lax.cond(any_needed, lambda: rescued(plain, sums(True)), lambda: plain)
 
     def at_once() -> tuple[Sums, Sums]:
         # Two sums of one pass; without the barrier the plain one is formed again for its total.
-        sums, scaled = lax.optimization_barrier((_sum_units(leaves, axes), scaled_sums()))
-        plain = with_totals(sums)
+        first, scaled = lax.optimization_barrier((sums(), sums(True)))
+        plain = with_totals(first)
         return plain, rescued(plain, scaled)
 
     plain, (chosen, totals) = by_platform(on_demand, at_once, leaves)
     norms = [
-        Norm(jnp.sqrt(s), jnp.where(b, _LARGE[d.name][1], 1).astype(d))
+        Norm(_root(s), jnp.where(b, _LARGE[d.name][1], 1).astype(d))
         for s, b, d in zip(chosen, large(plain), dtypes, strict=True)
     ]
     each = [
-        Norm(jnp.sqrt(jnp.where(n, s, p)), jnp.where(n, _LARGE[d.name][1], 1).astype(d))
+        Norm(_root(jnp.where(n, s, p)), jnp.where(n, _LARGE[d.name][1], 1).astype(d))
         for n, s, p, d in zip(needed(plain), totals, plain[1], kinds, strict=True)
     ]
-    return norms, _total(each)
+    return norms, _total(each), packing
+
+
+def _root(square: jax.Array) -> jax.Array:
+    """The square root, with derivative 0 at 0: who differentiates a training step meets zeros."""
+    return jnp.where(square == 0, 0, jnp.sqrt(jnp.where(square == 0, 1, square)))
 
 
 def _total(norms: Sequence[Norm]) -> Norm:
@@ -175,7 +233,7 @@ def _total(norms: Sequence[Norm]) -> Norm:
     cast = [Norm(n.scaled.astype(dtype), n.scale.astype(dtype)) for n in norms]
     scale = functools.reduce(jnp.minimum, [n.scale for n in cast], jnp.ones((), dtype))
     squares = (jnp.square(n.scaled * (scale / n.scale)) for n in cast)
-    return Norm(jnp.sqrt(sum(squares, jnp.zeros((), dtype))), scale)
+    return Norm(_root(sum(squares, jnp.zeros((), dtype))), scale)
 
 
 def _sum_units(
@@ -185,20 +243,21 @@ def _sum_units(
 ) -> list[jax.Array]:
     """Sum of squares of every unit of every floating leaf, with kept dimensions."""
     return [
-        jnp.sum(_square(x, jnp.finfo(_wide(x.dtype)).dtype, c), axes(x.shape), keepdims=True)
+        jnp.sum(_square(x, _real(x), c), axes(x.shape), keepdims=True)
         for x, c in zip(leaves, scales or [None] * len(leaves), strict=True)
     ]
 
 
 def plain_norms(
-    leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]
+    leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes], packing: Packing
 ) -> list[jax.Array]:
-    """Norm of every unit, with kept dimensions, at most the root of the largest number.
+    """Norm of every unit, packed, at most the root of the largest number.
 
     For parameters, which clipping is measured by: 1.8e19 in float32.
     """
     most = lambda s: float(jnp.finfo(s.dtype).max) ** 0.5
-    return [jnp.minimum(jnp.sqrt(s), most(s)) for s in _sum_units(leaves, axes)]
+    sums = packing.pack(_sum_units(leaves, axes))
+    return [jnp.minimum(_root(s), most(s)) for s in sums]
 
 
 def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
@@ -222,7 +281,7 @@ def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
         return jnp.where(large, scaled, plain), jnp.where(large, small, one)
 
     square, scale = by_platform(on_demand, at_once, leaves)
-    return Norm(jnp.sqrt(square), scale)
+    return Norm(_root(square), scale)
 
 
 def sum_squares(leaves: Sequence[jax.Array]) -> jax.Array:

@@ -8,7 +8,7 @@ import optax
 from jax import lax
 from jax.typing import ArrayLike
 
-from robustops.optim._checks import check_count, check_number, check_params
+from robustops.optim._checks import check_count, check_number, check_params, check_same_leaves
 from robustops.optim._clip import count_if
 from robustops.optim._decide import Guarded, Proposal, Rescue
 from robustops.optim._guard import guarded
@@ -132,6 +132,7 @@ def rollback(
         extra_args: dict[str, Any],
     ) -> Proposal:
         check_params("rollback", params)
+        check_same_leaves(state.params, params, "the snapshot has")
         for p, s in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
             if jnp.result_type(p) != s.dtype:
                 raise ValueError(
@@ -198,7 +199,7 @@ def rollback(
         return proposal._replace(step=step, commit=commit, rescue=rescue)
 
     innermost = lambda state: inside.innermost(state.inner_state)
-    return optax.GradientTransformationExtraArgs(init, Guarded(propose, innermost))  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(init, Guarded(propose, innermost, RollbackState))  # pyright: ignore[reportArgumentType]
 
 
 def _scalar(value: Any) -> jax.Array | None:

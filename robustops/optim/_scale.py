@@ -113,7 +113,9 @@ def dynamic_loss_scale(
         return proposal._replace(commit=commit)
 
     innermost = lambda state: inside.innermost(state.inner_state)
-    return optax.GradientTransformationExtraArgs(init, Guarded(propose, innermost))  # pyright: ignore[reportArgumentType]
+    return optax.GradientTransformationExtraArgs(
+        init, Guarded(propose, innermost, DynamicLossScaleState)
+    )  # pyright: ignore[reportArgumentType]
 
 
 def _widen(x: Any) -> Any:
