@@ -30,6 +30,8 @@ def promote(name: str, *args: ArrayLike) -> list[jax.Array]:
     """
     arrays = [jnp.asarray(a) for a in args]
     for a in arrays:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            raise TypeError(f"{name}: the input must be real numbers, got a random key.")
         if jnp.issubdtype(a.dtype, jnp.complexfloating):
             raise TypeError(
                 f"{name}: complex input is not supported, got {a.dtype}; "

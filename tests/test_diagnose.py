@@ -334,6 +334,11 @@ def test_bad_arguments_are_named():
     assert ro.diagnose(jnp.sum, jnp.arange(2), grad=False).ok
 
 
+def test_traced_argument_is_named():
+    with pytest.raises(TypeError, match=r"diagnose: x is traced, .*; call it outside jit"):
+        jax.jit(lambda x: ro.diagnose(jnp.log, x).ok)(1.0)
+
+
 def test_donated_argument_is_named():
     x = jnp.ones(3)
     x.delete()

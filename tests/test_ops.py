@@ -53,6 +53,12 @@ def test_complex_is_refused_by_name(op):
 
 
 @each_op
+def test_random_key_is_refused_by_name(op):
+    with pytest.raises(TypeError, match=rf"{op.name}: .* real numbers, got a random key"):
+        op.fn(*[jax.random.split(jax.random.key(0))] * len(op.domain))
+
+
+@each_op
 def test_jaxpr_shows_the_name(op):
     jaxpr = jax.make_jaxpr(op.fn)(*[jnp.ones((2, 3))] * len(op.domain))
     names = [e.params.get("name") for e in jaxpr.jaxpr.eqns if e.primitive.name in ("jit", "pjit")]

@@ -130,9 +130,7 @@ def test_odd_trees_pass():
 @pytest.mark.parametrize("wrapper", WRAPPERS.values())
 def test_state_of_another_optimizer_is_named(wrapper):
     params, grads, tx = make_params(), make_grads(), wrapper(adam())
-    with pytest.raises(
-        TypeError, match=r"must be a (Guard|SkipNonfinite)State, as tx\.init"
-    ):
+    with pytest.raises(TypeError, match=r"must be a (Guard|SkipNonfinite)State, as tx\.init"):
         optim.guarded_apply(tx, grads, adam().init(params), params)
     with pytest.raises(TypeError, match="got a dict; gradients, state and parameters come in this"):
         tx.update(grads, params, tx.init(params))

@@ -290,6 +290,12 @@ def test_records_are_bounded(tmp_path):
     assert not (tmp_path / "c").exists()
 
 
+def test_directory_must_not_be_a_file(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(ValueError, match=r"FlightRecorder: .*f is a file; name a directory"):
+        FlightRecorder(tmp_path / "f").check(BUILD(rngs=nnx.Rngs(0)))
+
+
 def test_build_must_make_the_model(tmp_path):
     other = functools.partial(BUILD, hidden=(9,))
     with pytest.raises(ValueError, match=r"build makes another model .* differ in layers"):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from .. import _jax
 from ._diagnose_chase import Birth, Chase, innermost, is_backward
@@ -85,10 +86,15 @@ def _trace(fn, args, kwargs, argnums, grad) -> _Program:
         )
     traced = _jax.trace(fn, *args, **kwargs)
     for leaf, path in zip(traced.leaves, traced.paths, strict=True):
+        if isinstance(leaf, Tracer):
+            raise TypeError(
+                f"diagnose: {_name(fn, path)} is traced, and has no values to replay; call it "
+                "outside jit and grad, with the arguments of the function that failed"
+            )
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
-                f"diagnose: args{path} was donated and is gone; keep a copy of the arguments of "
-                "the step, or jit it without donate_argnums"
+                f"diagnose: {_name(fn, path)} was donated and is gone; keep a copy of the arguments "
+                "of the step, or jit it without donate_argnums"
             )
     value, sites = number(without_shards(_jax.scalar_conditions(traced.jaxpr)))
     names = [_name(fn, path) for path in traced.paths]

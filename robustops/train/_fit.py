@@ -356,8 +356,9 @@ def _stuck(epoch: int, metrics: Sequence[Metrics]) -> str:
         f"fit: all {len(metrics)} steps of epoch {epoch} were refused, so the parameters no longer "
         f"change (last loss {float(last.loss)}, gradient norm {float(last.grad_norm)}). "
         "Check in this order: (a) the data: scale it, and drop or impute NaN and inf "
-        "(robustops.train.RobustScaler); (b) the initial parameters: robustops.train.rescale_init("
-        "model, x); (c) the loss: take one from robustops.losses, on logits; (d) the learning rate"
+        "(robustops.train.RobustScaler); class labels outside 0..classes-1 make a NaN too; (b) the "
+        "initial parameters: robustops.train.rescale_init(model, x); (c) the loss: take one from "
+        "robustops.losses, on logits; (d) the learning rate"
     )
 
 

@@ -73,7 +73,9 @@ class FlightRecorder:
         self._written: set[str] = set()
 
     def check(self, model: nnx.Module) -> None:
-        """Raises a ValueError unless `build` makes such a model."""
+        """Raises a ValueError unless there can be a directory and `build` makes such a model."""
+        if self.directory.exists() and not self.directory.is_dir():
+            raise ValueError(f"FlightRecorder: {self.directory} is a file; name a directory")
         if self.build is None:
             return
         made = nnx.eval_shape(lambda: _call(self.build))  # pyright: ignore[reportArgumentType]
