@@ -93,8 +93,8 @@ def _trace(fn, args, kwargs, argnums, grad) -> _Program:
             )
         if isinstance(leaf, jax.Array) and leaf.is_deleted():
             raise ValueError(
-                f"diagnose: {_name(fn, path)} was donated and is gone; keep a copy of the arguments "
-                "of the step, or jit it without donate_argnums"
+                f"diagnose: {_name(fn, path)} was donated and is gone; keep a copy of the "
+                "arguments of the step, or jit it without donate_argnums"
             )
     value, sites = number(without_shards(_jax.scalar_conditions(traced.jaxpr)))
     names = [_name(fn, path) for path in traced.paths]
