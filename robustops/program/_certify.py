@@ -14,7 +14,7 @@ from ._diagnose import _name, _source, _with_gradient
 from ._diagnose_chase import innermost, is_backward
 from ._diagnose_path import frame_of
 from ._diagnose_remedies import remedy
-from ._diagnose_sites import called, number
+from ._diagnose_sites import RULES, called, number
 from ._intervals import Value, between, constant, format_of
 from ._intervals_walk import Analysis, Birth
 from ._replay import is_float
@@ -177,8 +177,9 @@ def certify(
     floats = [(t, v) for t, v in found if format_of(v.dtype).kind in ("float", "other")]
     bad = [v for _, v in floats if not v.finite]
     births = sorted(frozenset().union(*(v.births for v in bad)))
+    in_value = frozenset().union(*(v.births for v in results[: len(program.jaxpr.outvars)]))
     unproved: dict[Any, Unproved] = {}
-    entries = [_unproved(analysis, analysis.births[b]) for b in births]
+    entries = [_unproved(analysis, analysis.births[b], b in in_value) for b in births]
     # The derivative of what fails in the value is no second finding.
     for entry in sorted(entries, key=lambda e: e.phase == "backward"):
         unproved.setdefault((entry.primitive, entry.file, entry.line), entry)
@@ -205,13 +206,14 @@ def _bound(name: str, v: Value) -> Bound:
     return Bound(name, v.shape, str(v.dtype), v.low, v.high, v.may_be_nan)
 
 
-def _unproved(analysis: Analysis, birth: Birth) -> Unproved:
+def _unproved(analysis: Analysis, birth: Birth, in_value: bool) -> Unproved:
     """Say where the operation stands, in terms of the user's own."""
     sites = analysis.sites
     own = innermost(birth.eqn, birth.places)
     eqn, operands = birth.eqn, birth.operands
-    backward = is_backward(list(sites), birth.eqn, birth.places)
-    if own is not None:
+    # The rule of a function computes its value, too.
+    backward = not in_value and is_backward(list(sites), birth.eqn, birth.places)
+    if own is not None and sites[own].eqn.primitive.name not in RULES:
         user = called(list(sites), own)
         same = sites[user].eqn.primitive is eqn.primitive
         if user in analysis.operands and not same:

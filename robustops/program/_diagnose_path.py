@@ -185,13 +185,14 @@ def _lost_in_sum(eqn, terms, total, mask) -> str:
 
 def frame_of(eqn: Any, places: Sequence[Place], sites: Sequence[Site]) -> _jax.Frame | None:
     """Return the user's place of `eqn`, or that of the nearest equation around it that has one."""
-    own = number_of(eqn)
-    rule = own is None or sites[own].eqn.primitive.name in RULES
-    around = [sites[n].eqn for n in reversed(chain(list(sites), own))] if own is not None else []
-    candidates = [eqn] if rule else []
-    for e in [*candidates, *around, *(p.eqn for p in reversed(places))]:
-        if (place := _jax.frame(e)) is not None:
-            return place
+    for e in (eqn, *(p.eqn for p in reversed(places))):
+        own = number_of(e)
+        candidates = [e] if own is None or sites[own].eqn.primitive.name in RULES else []
+        if own is not None:
+            candidates += [sites[n].eqn for n in reversed(chain(list(sites), own))]
+        for candidate in candidates:
+            if (place := _jax.frame(candidate)) is not None:
+                return place
     return None
 
 
