@@ -41,6 +41,7 @@ else:
     ClosedJaxpr = getattr(_core, "ClosedJaxpr", Jaxpr)  # one class since jax 0.12
 
 _OWN = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_TOOLS = os.path.join(_OWN, "program") + os.sep
 _INSTALLED = tuple(f"{os.sep}{folder}{os.sep}" for folder in ("site-packages", "dist-packages"))
 
 # Primitives that just run the one jaxpr that they hold on their operands.
@@ -211,11 +212,16 @@ def inline(closed: Any, args: Sequence[Any]) -> list[Any]:
 
 
 class context:
-    """Within it, what is traced has the source line, name stack and mesh of `eqn`."""
+    """Within it, what is traced has the source line, name stack and mesh of `eqn`.
+
+    The line stays that of the context around it where `eqn`, inside a library, has none.
+    """
 
     def __init__(self, eqn: JaxprEqn, mesh: bool = True):
         stack = source_info_util.current_name_stack() + eqn.source_info.name_stack
         traceback = eqn.source_info.traceback
+        if source_info_util._source_info_context.context.traceback and frame(eqn) is None:
+            traceback = None
         own = (eqn.ctx.manager,) if mesh else ()
         self._managers = source_info_util.user_context(traceback, name_stack=stack), *own
 
@@ -384,6 +390,41 @@ def frames(eqn: JaxprEqn) -> Iterator[Frame]:
     for f in source_info_util.user_frames(eqn.source_info.traceback):
         if not f.file_name.startswith(_OWN) and not any(p in f.file_name for p in _INSTALLED):
             yield Frame(f.file_name, f.start_line, f.function_name)
+
+
+def without_foreign_lines(closed: Any, foreign: bool = False) -> Any:
+    """Return `closed` without the stacks of other programs, or if `foreign` without any.
+
+    jax traces a library's jitted function once for all callers. If that happens within `context`,
+    its equations have the stack of the one that was current, which is wrong for the next caller.
+    """
+    eqns = []
+    for eqn in closed.jaxpr.eqns:
+        is_jit = eqn.primitive is jit_p
+        new = {
+            k: [without_foreign_lines(c, foreign or (is_jit and _is_foreign(c))) for c in cs]
+            for k, cs in subjaxprs(eqn).items()
+        }
+        eqn = with_subjaxprs(eqn, new) if new else eqn
+        if foreign:
+            info = source_info_util.SourceInfo(None, eqn.source_info.name_stack)
+            eqn = eqn.replace(source_info=info)
+        eqns.append(eqn)
+    return with_eqns(closed, eqns)
+
+
+def _is_foreign(closed) -> bool:
+    """Tell whether one user's line is that of all equations of a library's function."""
+    info = closed.jaxpr.debug_info
+    file = info.func_filename or ""
+    own = file.startswith(_OWN) and not file.startswith(_TOOLS)  # these trace the user's program
+    if not own and not any(p in file for p in _INSTALLED):
+        return False
+    with_lines = [eqn for eqn in closed.jaxpr.eqns if frame(eqn) is not None]
+    # A stack that goes through the function is its own: that of a function given to it.
+    through = lambda code: (code.co_filename, code.co_firstlineno) == (file, info.func_lineno)
+    codes = [code for eqn in with_lines for code in eqn.source_info.traceback.raw_frames()[0]]
+    return len({tuple(frames(eqn)) for eqn in with_lines}) == 1 and not any(map(through, codes))
 
 
 def new_primitive(name: str, abstract_eval: Callable, value: Callable) -> Primitive:

@@ -1,13 +1,19 @@
-"""`certify` names the line of the function that it is given."""
+"""`report`, `diagnose` and `certify` name the line of the function that they are given."""
 
 import functools
 import inspect
 
+import jax
 import jax.numpy as jnp
 import pytest
 from jax.scipy import special
 
 import robustops as ro
+from robustops import _jax
+from robustops.program._diagnose_sites import number
+
+# A shape that no other test uses: what jax keeps of a jitted function is kept by shape.
+X = jnp.linspace(0, 1, 13)
 
 
 def here(function):
@@ -29,6 +35,47 @@ def pair(f, count):
 
 
 # Functions, and how many arguments they take.
+LIBRARY = {
+    "entr": (special.entr, 1),
+    "logit": (special.logit, 1),
+    "norm": (jnp.linalg.norm, 1),
+    "rel_entr": (special.rel_entr, 2),
+    "softmax": (jax.nn.softmax, 1),
+    "std": (jnp.std, 1),
+    "xlogy": (special.xlogy, 2),
+}
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize("name", LIBRARY)
+def test_report_names_the_caller_and_no_earlier_one(name, values):
+    for fn in pair(*LIBRARY[name]):
+        assert {c.line for c in ro.robustify.report(fn, X, values=values)} == {here(fn)}
+
+
+def test_no_line_of_another_program_is_taken():
+    def other(x):
+        return jnp.sum(jnp.log(x))
+
+    ro.robustify.report(other, X, values=True)  # for which jax keeps a `safe_log` of this shape
+
+    def loss(x):
+        return jnp.sum(ro.safe_log(x))  # CALL
+
+    assert {change.line for change in ro.robustify.report(loss, X)} == {here(loss)}
+    _, sites = number(_jax.trace(loss, X).jaxpr)  # as `diagnose` and `certify` see it
+    assert {frame.line for site in sites for frame in _jax.frames(site.eqn)} == {here(loss)}
+
+
+def test_lines_of_a_function_given_to_a_library_stay():
+    def loss(x):
+        root = lambda v: jnp.sqrt(v)  # CALL
+        other = lambda v: v * v
+        return jnp.sum(jnp.piecewise(x, [x > 0.5], [root, other]))
+
+    assert here(loss) in {change.line for change in ro.robustify.report(loss, X)}
+
+
 CERTIFIED = {
     "entr": (special.entr, 1),
     "kl_div": (special.kl_div, 2),

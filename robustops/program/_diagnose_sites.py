@@ -49,7 +49,7 @@ def number(closed: Any) -> tuple[Any, list[Site]]:
             eqns.append(_jax.renamed(new, f"robustops:{own}"))
         return _jax.with_eqns(closed, eqns)
 
-    return mark(closed, None), sites
+    return mark(_jax.without_foreign_lines(closed), None), sites
 
 
 def number_of(eqn: Any) -> int | None:

@@ -97,7 +97,9 @@ def report(fn: Callable, *args: Any, values: bool = False, **kwargs: Any) -> Cha
       One `Change` for each line of the user's code, in the order of the program.
     """
     traced, new = _transform(fn, args, kwargs, values)
-    before, after = _primitives_by_place(traced.jaxpr), _primitives_by_place(new)
+    before, after = (
+        _primitives_by_place(_jax.without_foreign_lines(c)) for c in (traced.jaxpr, new)
+    )
     changes = []
     for place in dict.fromkeys([*before, *after]):
         old, now = before.get(place, Counter()), after.get(place, Counter())
