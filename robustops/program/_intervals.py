@@ -141,6 +141,7 @@ class Value:
         """Return the same Value within narrower bounds."""
         new = value(Bounds(lo, hi, nan), self.shape, self.dtype)
         new.noise, new.relations = self.noise, nearest(self.differences)
+        new.made = self.made
         new.births = frozenset() if new.finite else self.births
         return new
 

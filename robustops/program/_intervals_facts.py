@@ -134,6 +134,8 @@ def _relate(eqn, ins, out: Value) -> None:
             out.reaches = axes, 1.0
         return
     x = ins[0]
+    if name == "convert_element_type":
+        out.test = x.test  # the index of a `cond` is its predicate
     if name == "convert_element_type" and x.finite and out.finite:
         out.reaches = x.reaches
         if format_of(x.dtype).kind == f.kind == "float":
@@ -206,6 +208,7 @@ def reduced(eqn: Any, x: Value, out: Value) -> Value:
                 out.relations[base, new(dims)] = bounds
         out.relations = nearest(out.relations)
         out.peak = (x, new(range(len(x.shape)))), name == "reduce_max"
+    out.test = _test(name, [x])
     out.noise = noise(name, [x], out)
     return out
 
@@ -228,24 +231,26 @@ def _test(name: str, ins: Sequence[Value]) -> tuple[tuple, tuple]:
         return ((name, a, b),), ((NEGATED[name], a, b),) if known else ()
     if name == "is_finite":
         return (("finite", ins[0], ins[0]),), ()
-    if name == "and":
-        return ins[0].test[0] + ins[1].test[0], ()
-    if name == "or":
-        return (), ins[0].test[1] + ins[1].test[1]
+    if name in ("and", "reduce_and"):
+        return tuple(fact for x in ins for fact in x.test[0]), ()
+    if name in ("or", "reduce_or"):
+        return (), tuple(fact for x in ins for fact in x.test[1])
     if name == "not":
         return ins[0].test[1], ins[0].test[0]
     if name in IDENTITIES or name == "convert_element_type":
-        return ins[0].test if format_of(ins[0].dtype).kind == "bool" else ((), ())
+        return ins[0].test
     return (), ()
 
 
-def refine(v: Value, comparisons: Sequence[tuple[str, Value, Value]]) -> Value:
-    """Return `v` where the comparisons hold, element by element."""
+def refine(
+    values: Sequence[Value], comparisons: Sequence[tuple[str, Value, Value]]
+) -> Sequence[Value]:
+    """Return the values where the comparisons hold, element by element."""
     known: dict[Value, Value] = {}
     for name, a, b in comparisons:
         for old, new in _narrowed(name, known.get(a, a), known.get(b, b), a, b):
             known[old] = new
-    return _again(v, known, _DEPTH) if known else v
+    return [_again(v, known, _DEPTH) for v in values] if known else values
 
 
 def _narrowed(name, a: Value, b: Value, old_a, old_b):
@@ -254,7 +259,7 @@ def _narrowed(name, a: Value, b: Value, old_a, old_b):
         return [(old_a, _cut(a, Bounds(f.least, f.most), nan=False))]
     if a.may_be_nan or b.may_be_nan:
         a, b = (v.with_bounds(v.lo, v.hi, False) for v in (a, b))
-    step = format_of(a.dtype).smallest
+    step = format_of(a.dtype).smallest or 1.0  # of integers
     above = lambda v: np.where(v == 0, step, v)
     below = lambda v: np.where(v == 0, -step, v)
     match name:
@@ -280,7 +285,8 @@ def _cut(v: Value, b: Bounds, nan: bool = True) -> Value:
     low, high = np.maximum(v.lo, b.lo), np.minimum(v.hi, b.hi)
     empty = low > high
     low, high = np.where(empty, v.lo, low), np.where(empty, v.hi, high)
-    if low.ndim != len(v.shape):
+    narrower = np.any(low > v.lo) or np.any(high < v.hi) or (v.may_be_nan and not nan)
+    if low.ndim != len(v.shape) or not narrower:
         return v
     return v.with_bounds(low, high, v.nan & nan)
 
@@ -318,7 +324,7 @@ def select(which: Value, cases: Sequence[Value]) -> tuple[Value, list[Value]]:
         if not any(np.any(o) for i, o in enumerate(can) if i != k) and np.all(c):
             return renamed(cases[k]), [cases[k]]
     if len(cases) == 2:
-        cases = [refine(c, t) for c, t in zip(cases, which.test[::-1], strict=True)]
+        cases = [refine([c], t)[0] for c, t in zip(cases, which.test[::-1], strict=True)]
     both = list(zip(can, cases, strict=True))
     low = reduce(np.minimum, [np.where(c, v.lo, inf) for c, v in both])
     high = reduce(np.maximum, [np.where(c, v.hi, -inf) for c, v in both])

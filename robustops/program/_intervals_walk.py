@@ -27,7 +27,7 @@ from ._intervals import (
     value,
     widened,
 )
-from ._intervals_facts import elementwise, name_of, noise, reduced, renamed, select
+from ._intervals_facts import elementwise, name_of, noise, reduced, refine, renamed, select
 from ._intervals_ops import by_contract
 from ._replay import CALLS
 
@@ -198,7 +198,10 @@ class Analysis:
         branches = self._subjaxprs(eqn)["branches"]
         index, *args = ins
         first, last = (int(np.clip(v, 0, len(branches) - 1)) for v in (index.low, index.high))
-        found = [self.run(b, args, inside) for b in branches[first : last + 1]]
+        facts = index.test[::-1] if len(branches) == 2 else [()] * len(branches)
+        found = [
+            self.run(branches[k], refine(args, facts[k]), inside) for k in range(first, last + 1)
+        ]
         outs = found[0]
         for other in found[1:]:
             outs = [join(a, b) for a, b in zip(outs, other, strict=True)]
