@@ -156,7 +156,7 @@ def check(seed):
     certificate = ro.certify(fn, [Range(*e) for e in ends], argnums=(0, 1))
     special = [-2, -1, -1e-40, 0, 1e-40, 0.5, 1, 3]
     xs, ys = (
-        np.concatenate([np.clip(special, *e), e, rng.uniform(*e, 6)]).astype(np.float32)
+        np.concatenate([np.clip(special, *e), e, rng.uniform(e[0], e[1], 6)]).astype(np.float32)
         for e in ends
     )
     grid = [g.ravel() for g in np.meshgrid(xs, ys)]

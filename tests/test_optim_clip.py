@@ -129,8 +129,8 @@ def test_adaptive_grad_clip_equals_optax_on_ordinary_input(axis):
     shapes = SHAPES if axis is None else [s for s in SHAPES if len(s) > 1]
     rng = np.random.default_rng(1)
     params = [jnp.asarray(rng.normal(size=s), jnp.float32) for s in shapes]
-    plain = int(axis) if isinstance(axis, np.int64) else axis
-    peer, tx = optax.adaptive_grad_clip(0.1, 1e-2, plain), optim.adaptive_grad_clip(0.1, 1e-2, axis)
+    clips: Any = optax.adaptive_grad_clip, optim.adaptive_grad_clip
+    peer, tx = clips[0](0.1, 1e-2, 1 if axis == 1 else axis), clips[1](0.1, 1e-2, axis)
     theirs, ours = (jax.jit(t.update) for t in (peer, tx))
     for scale in (0.001, 1.0, 100.0):
         grads = [np.float32(scale) * rng.normal(size=s).astype(np.float32) for s in shapes]

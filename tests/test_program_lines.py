@@ -46,23 +46,26 @@ LIBRARY = {
 }
 
 
+REPORT = ro.robustify.report  # pyright: ignore[reportFunctionMemberAccess]
+
+
 @pytest.mark.parametrize("values", [False, True])
 @pytest.mark.parametrize("name", LIBRARY)
 def test_report_names_the_caller_and_no_earlier_one(name, values):
     for fn in pair(*LIBRARY[name]):
-        assert {c.line for c in ro.robustify.report(fn, X, values=values)} == {here(fn)}
+        assert {c.line for c in REPORT(fn, X, values=values)} == {here(fn)}
 
 
 def test_no_line_of_another_program_is_taken():
     def other(x):
         return jnp.sum(jnp.log(x))
 
-    ro.robustify.report(other, X, values=True)  # for which jax keeps a `safe_log` of this shape
+    REPORT(other, X, values=True)  # for which jax keeps a `safe_log` of this shape
 
     def loss(x):
         return jnp.sum(ro.safe_log(x))  # CALL
 
-    assert {change.line for change in ro.robustify.report(loss, X)} == {here(loss)}
+    assert {change.line for change in REPORT(loss, X)} == {here(loss)}
     _, sites = number(_jax.trace(loss, X).jaxpr)  # as `diagnose` and `certify` see it
     assert {frame.line for site in sites for frame in _jax.frames(site.eqn)} == {here(loss)}
 
@@ -73,7 +76,7 @@ def test_lines_of_a_function_given_to_a_library_stay():
         other = lambda v: v * v
         return jnp.sum(jnp.piecewise(x, [x > 0.5], [root, other]))
 
-    assert here(loss) in {change.line for change in ro.robustify.report(loss, X)}
+    assert here(loss) in {change.line for change in REPORT(loss, X)}
 
 
 CERTIFIED = {

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.core import Tracer
 
@@ -89,7 +88,7 @@ def whole(shape: Sequence[int]) -> Axes:
 def units(shape: Sequence[int], axis: int | Sequence[int] | None = None) -> Axes:
     """Axes that make up one unit: those of `axis`, else by rank as in Brock et al. (2021)."""
     if axis is not None:
-        return (operator.index(axis),) if np.ndim(axis) == 0 else tuple(axis)
+        return tuple(axis) if isinstance(axis, Sequence) else (operator.index(axis),)
     if sum(n != 1 for n in shape) <= 1:
         return whole(shape)
     if len(shape) > 5:
