@@ -103,7 +103,13 @@ _EXACT = frozenset(
 def _rounds_as_one(jaxpr) -> bool:
     """Tell whether compiled as one `jaxpr` may round otherwise than equation by equation."""
     rounding = [eqn for eqn in jaxpr.eqns if eqn.primitive.name not in _EXACT]
-    return not jaxpr.consts and (len(rounding) > 1 or any(map(subjaxprs, rounding)))
+    # XLA makes a selection of the product with a boolean mask: 0 times NaN is 0 there.
+    masks = any(
+        eqn.primitive.name == "convert_element_type" and eqn.invars[0].aval.dtype == bool
+        for eqn in jaxpr.eqns
+    )
+    several = len(rounding) > 1 or (bool(rounding) and masks)
+    return not jaxpr.consts and (several or any(map(subjaxprs, rounding)))
 
 
 def _is_inline(params) -> bool:

@@ -299,6 +299,17 @@ def rematerialised_recurrence(params, h):
 # ------------------------------------------------------------------------------- backward only
 
 
+@faulty("backward", "sqrt", {"layer": layer(0, 4, 4)}, jnp.zeros((2, 4)))
+def rematerialised_block(params, x):
+    @jax.checkpoint
+    def block(h):
+        h = h @ params["layer"]["w"]
+        length = jnp.sqrt(jnp.sum(h * h, -1))  # BUG: of an empty row
+        return length * jnp.tanh(jnp.sum(h, -1))
+
+    return jnp.sum(block(x))
+
+
 @faulty(
     "backward",
     "sqrt",

@@ -256,6 +256,15 @@ def test_values_are_those_of_fn_equation_by_equation():
     assert "reduce_sum" in {eqn.primitive.name for eqn in inner.jaxpr.eqns}  # as ever
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_values_under_a_boolean_mask_are_those_of_fn(bad):
+    """XLA compiles the product with a cast mask to a select: 0, where 0 times NaN is NaN."""
+    fn = lambda x, mask: jnp.sum(x * mask) + jnp.max(mask * x)
+    args = jnp.array([bad, 1.0]), jnp.array([False, True])
+    for run in (lambda fn: fn, jax.jit):
+        np.testing.assert_array_equal(run(ro.robustify(fn))(*args), run(fn)(*args))
+
+
 def test_polynomials_have_the_derivatives_of_jax():
     fn = lambda c, x: jnp.sum(jnp.sin(jnp.polyval(c, x)))
     c, x = jnp.array([0.5, -1, 2, 0.25]), jnp.array([[0.3, -1.2, 0], [2, 0.1, 1]])

@@ -456,6 +456,26 @@ FORMULAS = {
         nll,
         (LOGITS,),
     ),
+    "root of a product": (
+        lambda p: jnp.prod(p) ** (1 / 8),
+        lambda p: jnp.exp(jnp.mean(jnp.log(p))),
+        at([1e-6] * 8),
+    ),
+    "norm of a high power": (
+        lambda x: jnp.sum(abs(x) ** 3.0) ** (1 / 3),
+        lambda x: 1e-15 * jnp.sum(abs(1e15 * x) ** 3.0) ** (1 / 3),
+        at([1e-15, -2e-15]),
+    ),
+    "log of a saturating power": (
+        lambda x: jnp.log(x**20.0 / (2.0**20.0 + x**20.0)),
+        lambda x: 20 * jnp.log(x / 2) - jnp.log1p((x / 2) ** 20),
+        at(1e-3),
+    ),
+    "discounted steps": (
+        lambda g: (1 - g**8.0) / (1 - g),
+        lambda g: jnp.sum(g ** jnp.arange(8)),
+        at(1.0),
+    ),
     "stop_gradient": (
         lambda z: jnp.sum(z * jnp.log(lax.stop_gradient(sm(z)))),
         lambda z: jnp.sum(z * lax.stop_gradient(lsm(z))),
@@ -586,6 +606,30 @@ def test_total_extension(fn, x, want):
 )
 def test_deliberate_infinity_stays(fn, x):
     np.testing.assert_array_equal(value(fn, f32(x)), -inf)
+
+
+TREATED = {
+    "isinf of a power": (lambda d: jnp.where(jnp.isinf(d**-0.5), 0, d**-0.5), 0.0, 0.0),
+    "isinf of log": (lambda x: jnp.where(jnp.isinf(jnp.log(x)), -10, jnp.log(x)), 0.0, -10.0),
+    "isfinite of exp": (lambda x: jnp.where(jnp.isfinite(jnp.exp(x)), jnp.exp(x), 7), 200.0, 7.0),
+    "nan_to_num": (lambda x: jnp.nan_to_num(jnp.log(x), neginf=-5.0), 0.0, -5.0),
+    "log bounded": (lambda x: jnp.maximum(jnp.log(x), -100), 0.0, -100.0),
+    "soft threshold": (lambda x: x * jnp.maximum(1 - 0.1 / abs(x), 0), 0.0, 0.0),
+    "parallel resistors": (lambda x: 1 / (1 / x + 1 / 3), 0.0, 0.0),
+    "exp of a pole": (lambda x: jnp.exp(-1 / x), 0.0, 0.0),
+    "arctan of a pole": (lambda x: jnp.arctan(1 / x), 0.0, math.pi / 2),
+}
+
+
+@pytest.mark.parametrize("name", TREATED)
+def test_infinity_that_the_program_treats_is_left_to_it(name):
+    """Its value was right, so it stays; the gradient is finite."""
+    fn, x, want = TREATED[name]
+    assert fn(f32(x)) == np.float32(want)
+    for run in (jax.jit, lambda fn: fn):
+        got, grad = run(jax.value_and_grad(ro.robustify(fn, values=True)))(f32(x))
+        assert got == np.float32(want)
+        assert abs(grad) <= 1
 
 
 def test_nan_is_not_hidden():

@@ -82,9 +82,18 @@ def called(sites: list[Site], number: int) -> int:
 
 def is_transposed(eqn: Any, places: Iterable[Place]) -> bool:
     """Tell whether `eqn` belongs to a backward pass, and not to what that computes once more."""
-    if any(p.eqn.primitive.name in REMAT for p in places):
-        return _transposed(eqn)
-    return any(_transposed(e) for e in (eqn, *(p.eqn for p in places)))
+    around = [p.eqn for p in places]
+    for k, outer in enumerate(around):
+        if outer.primitive.name in REMAT:
+            if not outer.params.get("differentiated"):
+                return _transposed(eqn)
+            return not any(_recomputed(e) for e in (*around[k + 1 :], eqn))
+    return any(_transposed(e) for e in (eqn, *around))
+
+
+def _recomputed(eqn: Any) -> bool:
+    # In the backward pass of a remat the name stack tells what of it is forward.
+    return "rematted_computation" in _jax.name_stack(eqn)
 
 
 def _transposed(eqn: Any) -> bool:

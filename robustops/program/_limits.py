@@ -38,7 +38,8 @@ def limit(x: Node, y: Node) -> jax.Array | None:
     if max(len(between_x), len(between_y)) == SIZE or not all(map(_is_smooth, between_y)):
         return None
     if not any(_is_curved(n) and origins.depends(n, t) for n in (*between_x, *between_y)):
-        return None
+        if not any(_is_shifted(n) and origins.depends(n, t) for n in between_y):
+            return None
 
     def both(at):
         found = {id(t): at}
@@ -116,6 +117,11 @@ def _is_smooth(n: Node) -> bool:
 
 def _is_curved(n: Node) -> bool:
     return n.name in CURVED or (n.name == "pow" and n.inputs[1].scalar is None)
+
+
+def _is_shifted(n: Node) -> bool:
+    """Tell whether a constant is added, as in 1 - x: its zero is not that of a mask."""
+    return n.name in ("add", "add_any", "sub") and any(i.scalar for i in n.inputs)
 
 
 def _derivative(fn):

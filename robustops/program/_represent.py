@@ -5,6 +5,7 @@ distance from 1, or a product, and returns None where there is no better form th
 Nothing is computed that no rule asks for.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import _jax
-from .._numerics import widen
+from .._numerics import smallest, widen
 from ..ops import safe_div, safe_exp, safe_norm
 from ._represent_beside import complement
 from ._represent_log import along, log_affine
@@ -62,6 +63,14 @@ class Representations:
         """Return exp(n) as a product, and where a factor of it is 0, for n made of logarithms."""
         return self._once(_product, n)
 
+    def plain(self, n: Node) -> jax.Array:
+        """Return the value of `n` with nothing repaired."""
+        return self._once(_plain, n)
+
+    def extended(self, n: Node) -> jax.Array | None:
+        """Return `n` with the infinities of true poles such as 1 / 0, or None if it has none."""
+        return self._once(_extended, n)
+
     def any_log(self, n: Node) -> Log:
         """Return log|n|, from its value if there is nothing better."""
         known = self.log(n)
@@ -71,6 +80,47 @@ class Representations:
 def _inside(rep, n):
     assert n.body is not None
     return n.body()
+
+
+def _plain(rep, n):
+    if n.body is not None:
+        return rep.plain(rep.inside(n))
+    values = list(map(rep.plain, n.inputs))
+    if all(v is i.value for v, i in zip(values, n.inputs, strict=True)):
+        return n.raw
+    return _jax.bind(n.eqn, *values)[n.index]
+
+
+# What the value of a pole is replaced by, told from what a better form of it gives.
+POLES = {
+    "div": lambda n: n.value == 0,
+    **dict.fromkeys(
+        ("log", "log1p", "log2", "log10"),
+        lambda n: n.value <= 0.999 * math.log(smallest(n.inputs[0].aval.dtype)),
+    ),
+}
+# Through what an infinity passes, or becomes finite again.
+PASSING = STRUCTURAL | frozenset(
+    "add add_any sub mul div neg abs max min clamp exp exp2 expm1 tanh logistic atan erf erfc sqrt "
+    "rsqrt square integer_pow select_n reduce_sum reduce_max reduce_min".split()
+)
+
+
+def _extended(rep, n):
+    if not n.floating or n.scalar is not None or n.name == "split":
+        return None
+    if n.body is not None:
+        return rep.extended(rep.inside(n))
+    if n.name in POLES and n.raw is not n.value:
+        return jnp.where(jnp.isinf(n.raw) & POLES[n.name](n), n.raw, n.value)
+    if n.name not in PASSING:
+        return None
+    known = [rep.extended(i) for i in n.inputs]
+    if all(v is None for v in known):
+        return None
+    values = [i.value if v is None else v for v, i in zip(known, n.inputs, strict=True)]
+    (value,) = _jax.bind(n.eqn, *values)
+    return jnp.where(jnp.isnan(value), n.value, value)
 
 
 def _root(rep, n):

@@ -162,7 +162,8 @@ def of_equation(name, params, shapes, inputs) -> tuple[float, float]:
         case "pow":
             (low, high), (least, most) = inputs
             if low < 0 or not finite((least, most)) or (low == 0 and least < 0):
-                return (0.0, math.inf) if low >= 0 else UNKNOWN
+                even_or_broken = least == most and least % 2 != 1  # NaN of a negative number
+                return (0.0, math.inf) if low >= 0 or even_or_broken else UNKNOWN
             corners = [_power(v, y) for v in (low, high) for y in (least, most)]
             return min(corners), max(corners)
         case "reduce_sum" | "cumsum":

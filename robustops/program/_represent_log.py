@@ -77,9 +77,8 @@ def _log(rep, n: Node) -> Log | None:
         case "abs":
             r = rep.log(x)
             return r and r._replace(negative=None)
-        case "pow" if nonnegative(x):
-            a = rep.any_log(x)
-            return joined(widen(n.inputs[1].value) * a.value, a)
+        case "pow":
+            return _log_of_pow(rep, n, x)
         case "add" | "add_any" | "sub":
             return _log_of_sum(rep, n)
         case "reduce_sum" | "cumsum" if nonnegative(x):
@@ -135,6 +134,16 @@ def _log_of_power(rep, n):
     r = rep.any_log(n.inputs[0])
     y = 2 if n.name in ("mul", "square") else n.eqn.params["y"]
     return joined(y * r.value, r, negative=r.negative if y % 2 else None)
+
+
+def _log_of_pow(rep, n, x):
+    a, y = rep.any_log(x), n.inputs[1].scalar
+    if a.negative is not None and y is None:
+        return None
+    if a.negative is not None and y % 1:  # NaN of a negative number, as plain
+        a = a._replace(value=jnp.where(a.negative, jnp.nan, a.value))
+    odd = y is not None and y % 2 == 1
+    return joined(widen(n.inputs[1].value) * a.value, a, negative=a.negative if odd else None)
 
 
 def _log_of_sum(rep, n):

@@ -56,7 +56,7 @@ class Node:
           given: The logarithm, where it came into a scan beside the value.
           carried: Returns the logarithm, or None, of what a scan has carried to its end.
         """
-        self.value = value
+        self.value = self.raw = value
         if aval is None:
             aval = jax.typeof(value) if eqn is None else eqn.outvars[index].aval
         self.aval = aval

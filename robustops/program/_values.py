@@ -22,7 +22,7 @@ from ._represent import Representations
 from ._represent_bounds import UNKNOWN, beyond, clipped, of_dtype, union, within
 from ._represent_logspace import plain_log
 from ._represent_nodes import Node
-from ._values_rules import HAZARDS, note_bounds, repaired
+from ._values_rules import HAZARDS, note_bounds, questioned, repaired
 
 
 def rewrite(closed: Any) -> Any:
@@ -102,7 +102,7 @@ def _inlined(eqn, closed, inputs, values, rep):
     if not rep.repaired:
         for n, value in zip(outs, _jax.bind(eqn, *values), strict=True):
             if not any(n is i for i in inputs):
-                n.value = value
+                n.value = n.raw = value
     rep.repaired |= before
     return outs
 
@@ -160,7 +160,7 @@ def _jit(eqn, inputs, values):
         return [Node(v) for v in _jax.bind(eqn, *values)]
     body = _lazily(closed, inputs)
     bounds = _bounds(closed, inputs)
-    if not _has_hazard(closed):
+    if not _has_hazard(closed) and not _asks(closed, inputs):
         outs = _jax.bind(eqn, *values)
     elif _is_plain(eqn):
         outs = jax.jit(_named(eqn, lambda *args: _run(closed, _beside(args, inputs))))(*values)
@@ -168,6 +168,20 @@ def _jit(eqn, inputs, values):
         outs = _jax.bind(_jax.with_subjaxprs(eqn, {"jaxpr": [rewrite(closed)]}), *values)
     known = all(n.known for n in inputs)
     return [Node(v, body=body(i), bounds=bounds[i], known=known) for i, v in enumerate(outs)]
+
+
+def _asks(closed, inputs) -> bool:
+    """Tell whether a jit chooses by whether what was repaired outside is finite."""
+    chooses = lambda eqn: eqn.primitive.name == "select_n"
+    if not _jax.contains(closed, chooses):
+        return False
+    if any(questioned(n) for n in inputs if n.aval.dtype == jnp.bool_):
+        return True
+    tests = lambda eqn: eqn.primitive.name in ("is_finite", "eq", "ne")
+    rep = Representations()
+    return _jax.contains(closed, tests) and any(
+        rep.plain(n) is not n.value for n in inputs if n.floating
+    )
 
 
 def _is_own(closed) -> bool:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from .. import _jax
 from .._numerics import largest, narrow, smallest, widen
 from .._spec import OPS
 from ..ops import (
@@ -373,7 +374,13 @@ def _pow(rep, n):
         return _sqrt(rep, n)
     if fits(n) and x.bounds[0] > 0:
         return n.value
-    return unless_finite(n.value, safe_pow(x.value, y.value))
+    q, r = unless_finite(n.value, safe_pow(x.value, y.value)), rep.log(x)
+    if r is None:
+        return q
+    sound = in_range(x.value) | (r.value < LOG_ZERO / 2)
+    if r.negative is not None:
+        sound |= r.negative
+    return unless_sound(sound, q, from_log(Log(widen(y.value) * r.value), q.dtype))
 
 
 def _sqrt(rep, n):
@@ -433,7 +440,15 @@ def _elementwise(rep, n):
 
 
 def _select(rep, n):
-    """where(count > 0, total / count, nan) is a quotient: 0 if the count is, as elsewhere."""
+    """where(count > 0, total / count, nan) is a quotient: 0 if the count is, as elsewhere.
+
+    where(isinf(x), c, x) is what the program makes of an x that is not finite, repaired or not.
+    """
+    which = n.inputs[0]
+    if any(reaches(case, x) for x in questioned(which) for case in n.inputs[1:]):
+        plain = rep.plain(which)
+        if plain is not which.value:
+            return _jax.bind(n.eqn, plain, *(i.value for i in n.inputs[1:]))[0]
     for i, case in enumerate(n.inputs[1:]):
         other = resolved(n.inputs[2 - i]) if len(n.inputs) == 3 else n
         which = resolved(n.inputs[0])
@@ -443,6 +458,30 @@ def _select(rep, n):
             if zero.scalar == 0 and same(count, resolved(other.inputs[1])):
                 return n.inputs[2 - i].value
     return n.value
+
+
+def questioned(test: Node) -> list[Node]:
+    """Return what `test` asks to be finite, NaN or infinite, element by element."""
+    test = resolved(test)
+    if test.name in ("not", "and", "or"):
+        return [x for i in test.inputs for x in questioned(i)]
+    if test.name == "is_finite":
+        return [resolved(test.inputs[0])]
+    if test.name not in ("eq", "ne"):
+        return []
+    x, y = map(resolved, test.inputs)
+    if x.scalar is not None:
+        x, y = y, x
+    if not x.floating or not (same(x, y) or (y.scalar is not None and math.isinf(y.scalar))):
+        return []
+    x = resolved(x.inputs[0]) if x.name == "abs" else x
+    return [] if is_largest(x) else [x]  # any shift will do in a logsumexp
+
+
+def reaches(n: Node, x: Node, depth: int = 3) -> bool:
+    """Tell whether `n` is computed from `x` in a few steps."""
+    n = resolved(n)
+    return same(n, x) or (depth > 0 and any(reaches(i, x, depth - 1) for i in n.inputs))
 
 
 def is_nan(n: Node) -> bool:
@@ -576,4 +615,22 @@ def note_bounds(n: Node) -> None:
 def repaired(rep: Representations, n: Node) -> jax.Array:
     """Return the value that `n` has in the values mode."""
     rule = RULES.get(n.name)
-    return n.value if rule is None or not n.floating else rule(rep, n)
+    if not n.floating:
+        return n.value
+    value = n.value if rule is None else rule(rep, n)
+    return healed(rep, n, value) if n.name in HEALING else value
+
+
+# What makes a finite number of an infinity.
+HEALING = frozenset("div exp exp2 expm1 max min clamp tanh logistic atan erf erfc rsqrt".split())
+
+
+def healed(rep, n, value):
+    """Return `value`, and what it is of a true pole where that is finite: 1 / (1 + 1 / 0) is 0."""
+    poles = [rep.extended(i) for i in n.inputs]
+    if all(p is None for p in poles) or (n.name == "exp" and rep.product(n.inputs[0]) is not None):
+        return value
+    at = functools.reduce(jnp.logical_or, (jnp.isinf(p) for p in poles if p is not None))
+    operands = [i.value if p is None else p for p, i in zip(poles, n.inputs, strict=True)]
+    (result,) = _jax.bind(n.eqn, *operands)
+    return jnp.where(at & jnp.isfinite(result), result, value)
