@@ -245,11 +245,15 @@ def guard(
             clips = ~all_shards(~over, axis_name)
         # Numbers that are read, and not expressions that XLA would put into every kernel.
         factors = lax.optimization_barrier(factors)
+        own = factors * len(leaves)
+        if packing is not None:
+            # One number a unit, to multiply by twice: the product of the two may underflow, and
+            # with two of them the kernels take twice as long to compile.
+            roots = packing.unpack([jnp.sqrt(a) * jnp.sqrt(b) for a, b in factors])
+            own = [(r, r) for r in lax.optimization_barrier(roots)]
 
         def step() -> tuple[optax.Updates, optax.OptState]:
-            parts = [[f[k] for f in factors] for k in range(2)]
-            own = [p * len(leaves) if packing is None else packing.unpack(p) for p in parts]
-            clipped = map_floats(times, updates, *own)
+            clipped = map_floats(lambda g, f: times(g, *f), updates, own)
             proposed, inner_state = tx.update(clipped, state.inner_state, params, **extra_args)
             if max_relative_update is not None:
                 proposed = _cap(proposed, params, max_relative_update, eps)
