@@ -4,7 +4,7 @@ import itertools
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from jax.core import Tracer
 
@@ -37,8 +37,8 @@ def check_number(
     bound = ">= 0" if zero else "> 0" if least is None else f">= {least}"
     bound += f" and < {below}" if below is not None else ""
     bound += f" and <= {most}" if most is not None else ""
-    number = hasattr(value, "__float__") and np.ndim(value) == 0
-    if isinstance(value, (str, bytes, bool, np.bool_)) or not number:
+    number = hasattr(value, "__float__") and jnp.ndim(value) == 0
+    if isinstance(value, (str, bytes)) or not number or jnp.result_type(value) == jnp.bool_:
         raise TypeError(f"{where}: {name} must be a number {bound}, got {value!r}")
     inside = value >= (least or 0) if zero or least is not None else value > 0
     if below is not None:

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from robustops.optim._clip import ClipByGlobalNormState
@@ -79,7 +78,7 @@ def health(opt_state: Any) -> Health:
         # A field is an array, or a flax variable: a node with the array as its one leaf.
         values = [jax.tree.leaves(getattr(s, field))[0] for s in found if isinstance(s, kind)]
         # No operation makes the default: if that is NaN, jax_debug_nans would raise.
-        return join(jnp.stack(values)) if values else jax.device_put(np.asarray(default, dtype))
+        return join(jnp.stack(values)) if values else jax.device_put(jnp.dtype(dtype).type(default))
 
     if not any(isinstance(s, _REFUSE) for s in found):
         raise ValueError(
