@@ -114,15 +114,16 @@ HELD = {
 }
 
 
-@pytest.mark.parametrize("name", HELD)
-def test_recording_changes_nothing(name, tmp_path):
-    """Refused one by one, in a row, first and last, held or not: the same run bit for bit."""
+@pytest.mark.parametrize(("name", "batch_size"), [*((name, 5) for name in HELD), ("guard", 1)])
+def test_recording_changes_nothing(name, batch_size, tmp_path):
+    """Refused one by one, in a row, first and last, one held or many: the same run bit for bit."""
     x, y = data()
     shuffled = [np.random.default_rng((0, epoch)).permutation(20) for epoch in range(2)]
     x[[shuffled[0][0], shuffled[0][12], shuffled[0][17], shuffled[1][19]]] = 0.0  # log(0)
     states = []
     for recorder in (None, FlightRecorder(tmp_path, max_files=100)):
-        model, history = run(recorder, x, y, Noisy(nnx.Rngs(5)), tx=HELD[name](), epochs=3)
+        options = {"epochs": 3, "batch_size": batch_size}
+        model, history = run(recorder, x, y, Noisy(nnx.Rngs(5)), tx=HELD[name](), **options)
         state = (nnx.state(model, nnx.Not(nnx.RngKey)), history.opt_state)
         states.append((jax.tree.leaves(state), history))
     (plain, history), (recorded, again) = states
@@ -133,8 +134,9 @@ def test_recording_changes_nothing(name, tmp_path):
     assert len(list(tmp_path.iterdir())) == history.skipped.sum() >= 6
 
 
-def test_the_next_step_is_launched_before_the_last_is_read(tmp_path):
-    """What was done, in order, for three steps of which the second is refused."""
+def test_steps_are_launched_before_the_last_ones_are_read(tmp_path):
+    """What was done, in order, for eight steps of which the sixth is refused: one is read for one,
+    two and then four of them."""
     done = []
 
     class Told:
@@ -151,16 +153,37 @@ def test_the_next_step_is_launched_before_the_last_is_read(tmp_path):
 
     def step(leaves, x, y, go):
         done.append(f"{'launch' if go else 'hold'} {x}")
-        return leaves, Told(x, x != 2), x != 2
+        return leaves, Told(x, bool(go and x != 6)), bool(go and x != 6)
 
     run = Run(TrainState(None, None, None), {}, None, None)
     with Steps(step, True, run, Placement(None, None), Written(tmp_path), CROSS_ENTROPY) as steps:
-        for x in (1, 2, 3):
+        for x in range(1, 9):
             steps.take(Batch(x, 0, None, None))
     assert done == [
-        "launch 1", "launch 2", "read 1", "hold 3", "read 2", "write 2", "launch 3", "read 3",
+        "launch 1", "launch 2", "read 1", "launch 3", "launch 4", "launch 5", "read 3", "launch 6",
+        "hold 7", "hold 8", "read 8", "read 4", "read 5", "read 6", "write 6", "launch 7",
+        "launch 8", "read 8",
     ]  # fmt: skip
-    assert run.step == 3
+    assert run.step == 8
+    assert [metrics.taken for metrics in run.here] == [True] * 5 + [False] + [True] * 2
+
+
+def test_nothing_is_read_once_the_recorder_is_full(tmp_path):
+    """As many steps run ahead as without a recorder, and none is held."""
+    done = []
+
+    class Full(FlightRecorder):
+        full = True
+
+    def step(leaves, x, y, go):
+        done.append(bool(go))
+        return leaves, None, False
+
+    run = Run(TrainState(None, None, None), {}, None, None)
+    with Steps(step, True, run, Placement(None, None), Full(tmp_path), CROSS_ENTROPY) as steps:
+        for x in range(5):
+            steps.take(Batch(x, 0, None, None))
+    assert done == [True] * 5
 
 
 def test_replay_of_a_bad_row(tmp_path, capsys):

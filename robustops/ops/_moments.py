@@ -41,8 +41,12 @@ def _mean(x, mask=None, *, axis):
         plain = lambda y: narrow(y / count, x.dtype)
         return lax.cond(jnp.all(jnp.isfinite(y)), plain, by_two_sums, y)
 
-    # On accelerators a branch costs more than the second sum, which rides along in one kernel.
-    return lax.platform_dependent(sum_of(z, axis), cpu=if_needed, default=by_two_sums)
+    # On accelerators a branch costs more than the second sum, which rides along in one kernel, and
+    # on CPU as much as the second sum of a small array.
+    total = sum_of(z, axis)
+    if z.size <= 4096:
+        return by_two_sums(total)
+    return lax.platform_dependent(total, cpu=if_needed, default=by_two_sums)
 
 
 @op(

@@ -236,8 +236,11 @@ def fit(
         stack.callback(lambda: nnx.update(model, *run.variables(place)))
         stepper = stack.enter_context(Steps(step, holds, run, place, recorder, loss))
 
-        def save() -> None:
+        def fetch() -> list[dict[str, Any]]:
             stepper.settle()
+            return run.fetch()
+
+        def save() -> None:
             if store is not None:
                 store.save(to_host(run.state._asdict()), run.facts())
 
@@ -251,7 +254,7 @@ def fit(
                 )
             while batch is not None:
                 if run.unread == _FLUSH:
-                    files.write(run.fetch())
+                    files.write(fetch())
                 stepper.take(batch)
                 show(run.epoch, run.step, run.here)
                 batch = next(batches, None)  # while the device works
@@ -261,10 +264,9 @@ def fit(
                             "fit: checkpoints within an epoch (every_steps) need batches whose "
                             "iterator has get_state and set_state; leave every_steps out"
                         )
-                    files.write(run.fetch())
+                    files.write(fetch())
                     save()
-            stepper.settle()
-            rows = run.fetch()
+            rows = fetch()
             validation_loss = None
             if held_out is not None:
                 validation_loss = _validate(batch_loss, place, run.state, held_out, batch_size)

@@ -33,9 +33,11 @@ class FlightRecorder:
 
     A record holds parameters, module state with its random keys, optimizer state, batch, rows and
     step, and the names of the model and the loss. It holds no code (npz and JSON, no pickle).
-    While steps are good nothing is copied or waited for: the next step is sent before the last is
-    looked at, and held if that was refused. Unless the optimizer is `rollback` or keeps its guard
-    inside of another transformation: then the host waits for each step before it sends the next.
+    While steps are good nothing is copied, and the device never waits: up to 32 steps are sent
+    before the first is looked at (128 MiB of batches are kept so long), and those sent after a
+    refused one change nothing and are sent again. Unless the optimizer is `rollback` or keeps its
+    guard inside of another transformation: then the host waits for each step before it sends the
+    next. Once `max_files` are written, nothing is looked at any more.
 
     Args:
       directory: where; made if absent.
@@ -93,6 +95,11 @@ class FlightRecorder:
                 f"{first}"
             )
 
+    @property
+    def full(self) -> bool:
+        """Whether as many records were written as may be."""
+        return len(self._written) >= self.max_files
+
     def write(
         self,
         state: TrainState,
@@ -103,10 +110,9 @@ class FlightRecorder:
         step: int,
     ) -> Path | None:
         """Writes a record unless the limits are reached; returns its path."""
-        file = self.directory / f"refused_{step:08d}.npz"
-        full = len(self._written) >= self.max_files and file.name not in self._written
-        if full or jax.process_index() != 0:
+        if self.full:
             return None
+        file = self.directory / f"refused_{step:08d}.npz"
         spelled = spell(loss)
         facts = {
             "format": FORMAT,
@@ -130,9 +136,11 @@ class FlightRecorder:
                 stacklevel=2,
             )
             return None
+        self._written.add(file.name)  # in all processes, so that all look at the same steps
+        if jax.process_index() != 0:
+            return None
         self.directory.mkdir(parents=True, exist_ok=True)
         _save(file, arrays, facts)
-        self._written.add(file.name)
         others = [p for p in self.directory.glob("refused_*.npz") if p.name not in self._written]
         others.sort(key=lambda p: p.stat().st_mtime)
         for old in others[: max(0, len(others) + len(self._written) - self.max_files)]:
