@@ -208,6 +208,28 @@ def test_losses_of_all_pairs_are_refused():
     assert np.isfinite(fit(model, optax.adam(0.05), binary, flat, **options).loss).all()
 
 
+def test_a_list_of_two_batches_is_no_pair():
+    """Two batches an epoch, as an iterator of them gives, and not inputs and targets."""
+    x, y = data()
+    batches = [(x[:8], y[:8]), (x[8:16], y[8:16])]
+    model, history = train(batches, epochs=2)
+    assert history.steps == 4
+    again, _ = train(iter(batches * 2), epochs=1)
+    np.testing.assert_array_equal(kernel(model), kernel(again))
+
+
+def test_kept_rows_do_not_spoil_the_validation():
+    """With nonfinite="keep" a NaN row of the validation data is dropped: its loss is that of the
+    others, and patience counts them."""
+    x, y = data()
+    holed = np.concatenate([x, x[:1] * np.nan]), np.concatenate([y, y[:1]])
+    options = {"nonfinite": "keep", "patience": 1, "epochs": 3}
+    _, history = train((x, y), validation=holed, **options)
+    _, want = train((x, y), validation=(x, y), **options)
+    np.testing.assert_array_equal(history.validation_loss, want.validation_loss)
+    assert np.isfinite(history.validation_loss).all()
+
+
 @pytest.mark.slow
 def test_batches_train_as_rows_do(tmp_path):
     """`Batches` with the same seed and size give the same parameters, also when the run is resumed

@@ -163,7 +163,8 @@ def fit(
         knows the losses of robustops and optax; with another loss, integers with one axis less
         than the outputs are classes, and other targets are not checked.
       nonfinite: what to do with rows that have a NaN or infinite cell: "raise", "drop" them, or
-        "keep" them and let their steps be refused. `History.nonfinite` counts them.
+        "keep" them and let their steps be refused (of `validation` they are dropped then too).
+        `History.nonfinite` counts those of `data`.
       progress: show a progress bar (needs `rich`).
       patience: stop after so many epochs in which the validation loss (without validation: the
         training loss) has not gone below its best by a share of `min_delta`; None to go on.
@@ -194,7 +195,9 @@ def fit(
     kind = kind_of(loss) if targets == "auto" else targets
 
     def checked(name: str, data: Any) -> Data:
-        rows = check_data(name, data, nonfinite)
+        # A NaN among the validation rows would make every validation loss NaN.
+        drop = "drop" if name == "validation" and nonfinite == "keep" else nonfinite
+        rows = check_data(name, data, drop)
         run = lambda p, r, x: nnx.merge(evaluated, p, r)(x)
         # Shapes only: no memory for all rows at once.
         outputs = jax.eval_shape(run, params, copy_variables(rest), rows.inputs)
@@ -203,7 +206,7 @@ def fit(
     train = None
     if isinstance(data, Batches):
         source = FromBatches(data)
-    elif hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_pair(data):
+    elif hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_rows(data):
         source = Source(data)
     else:
         check_count("batch_size", batch_size)
@@ -401,8 +404,12 @@ def _check_given(model, tx, data, loss, callbacks, metrics) -> None:
         raise TypeError("fit: metrics must be a path or several, got None; leave it out for none")
 
 
-def _is_pair(data: Any) -> bool:
-    return isinstance(data, tuple | list)
+def _is_rows(data: Any) -> bool:
+    """Whether this is `(inputs, targets)`, and not a list of such batches."""
+    if not isinstance(data, tuple | list):
+        return False
+    arrays = lambda x: isinstance(x, tuple | list) and all(hasattr(y, "shape") for y in x)
+    return not data or not all(arrays(x) and len(x) == 2 for x in data)
 
 
 def check_count(name: str, value: Any) -> None:
