@@ -108,6 +108,26 @@ def test_large_mean_costs_no_digits(offset):
     assert roundtrip_ulps(StandardScaler().fit(x), x) <= 4
 
 
+@pytest.mark.parametrize("scaler", ALL, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", [np.float64, np.int64])
+def test_columns_that_float32_rounds(scaler, dtype):
+    """Time stamps a second apart, and numbers near 2^40: scaled as the same without the offset,
+    inside of jit too; what float32 cannot hold counts as missing."""
+    steps = np.random.default_rng(0).integers(0, 100, (50, 1)) * np.array([1, 3])
+    x = (steps + np.array([1.7e9, 2.0**40])).astype(dtype)
+    fitted, small = scaler.fit(x), scaler.fit(steps.astype(np.float32))
+    want = np.asarray(small.transform(steps.astype(np.float32)))
+    got = fitted.transform(x)
+    assert got.dtype == fitted.scale.dtype == jnp.float32
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda s: s.transform(x))(fitted), want, atol=1e-5)
+    assert not fitted.missing(x).any()
+    if dtype == np.float64:
+        x[3, 0] = 1e300
+        assert np.asarray(fitted.missing(x)).sum() == 1
+        assert np.isfinite(scaler.fit(x).transform(x)).all()
+
+
 @each
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e-30, 7e37, 1e6 + 1 / 3])
 def test_constant_feature(scaler, value):

@@ -8,7 +8,8 @@ into a checkpoint. What they share:
   feature is divided by a power of two first, so no sum or square leaves the range, and no bit is
   lost.
 - **Precision.** float16 and bfloat16 are accumulated in float32. The centre is held as a sum of two
-  floats, so a mean of 1e6 over a deviation of 1 costs no digits.
+  floats, so a mean of 1e6 over a deviation of 1 costs no digits. `fit` and `transform` take float64
+  and integers of numpy as they are, and give float32: time stamps of 1.7e9 keep their seconds.
 - **Missing cells.** NaN and infinite cells take no part in the fit. `transform` puts the centre in
   their place (z = 0) unless `missing="keep"`; `missing(x)` is the mask of the cells concerned, so
   `missing(x).sum()` is how many were replaced.
@@ -20,6 +21,7 @@ into a checkpoint. What they share:
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Self
 
 import jax
@@ -81,7 +83,7 @@ class _Scaler:
         Raises:
           ValueError: no rows or no features, fewer than two axes, or a dtype that is not real.
         """
-        affine = self._fit_affine(_rows(f"{type(self).__name__}.fit", x))
+        affine = _with_all_digits(self._fit_affine, _rows(f"{type(self).__name__}.fit", x))
         return dataclasses.replace(self, affine=affine)  # type: ignore[type-var]
 
     def transform(
@@ -95,7 +97,8 @@ class _Scaler:
             the result is finite; "keep" scales them like the others: NaN stays NaN, inf stays inf.
 
         Returns:
-          Scaled data of x's shape and dtype (the default floating type for integers).
+          Scaled data of x's shape and dtype (the default floating type for integers and, unless x64
+          is enabled, float64).
 
         Raises:
           ValueError: not fitted, another number of features than at the fit, or an unknown option.
@@ -103,7 +106,8 @@ class _Scaler:
         if missing not in ("impute", "keep"):
             name = f"{type(self).__name__}.transform"
             raise ValueError(f"{name}: missing must be 'impute' or 'keep', got {missing!r}")
-        return self._transform(self._checked("transform", x), missing)
+        scaled = functools.partial(self._transform, missing=missing)
+        return _with_all_digits(scaled, self._checked("transform", x))
 
     def inverse(self, z: ArrayLike) -> jax.Array:
         """Maps scaled data back, `x = center + scale * z`; NaN and inf stay.
@@ -123,7 +127,7 @@ class _Scaler:
 
     def missing(self, x: ArrayLike) -> jax.Array:
         """Returns True where a cell counts as missing: NaN, infinite, or beyond `max_sigmas`."""
-        return self._missing(self._checked("missing", x))
+        return _with_all_digits(self._missing, self._checked("missing", x))
 
     @jax.jit
     def _fit_affine(self, x: jax.Array) -> Affine:
@@ -188,7 +192,8 @@ class _Scaler:
         finite = jnp.isfinite(x)
         x = x.astype(jnp.promote_types(x.dtype, affine.scale.dtype))
         y = jnp.where(finite, x, 0) * (1 / affine.unit)
-        z = ((y - affine.center) - affine.center_low) / affine.scale
+        # The quotient in the scale's type: the greatest cell over the range is 1 exactly.
+        z = _cast((y - affine.center) - affine.center_low, affine.scale.dtype) / affine.scale
         return jnp.where(finite, saturate(z), x)
 
     def _fitted(self, method: str) -> Affine:
@@ -434,6 +439,28 @@ def _rows(name: str, x: Any) -> Any:
     return data.reshape(-1, data.shape[-1])
 
 
+def _with_all_digits(run: Callable[[Any], Any], x: Any) -> Any:
+    """`run(x)`, of float64 from the host as it is: jax would round it first, unless x64 is enabled.
+
+    A time stamp of 1.7e9 seconds would lose two minutes before the mean is taken off. What float32
+    cannot hold is infinite or 0, as ever.
+    """
+    if isinstance(x, jax.Array) or x.dtype != np.float64 or jax.config.jax_enable_x64:
+        return run(x)
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = x.astype(np.float32)
+    within = np.isfinite(rounded) & (abs(x) >= np.finfo(np.float32).tiny)
+    with np.errstate(invalid="ignore"):  # as a sum of two floats, as the centre is
+        x = rounded.astype(np.float64) + (x - rounded).astype(np.float32)
+    with jax.enable_x64(True):
+        found = run(np.where(within, x, rounded))
+        if isinstance(found, Affine):
+            rest = found.center - found.center.astype(jnp.float32)
+            found = found._replace(center_low=found.center_low + rest)
+        narrow = lambda a: _cast(a, jnp.float32) if a.dtype == jnp.float64 else a
+        return jax.tree.map(narrow, found)
+
+
 def _real(name: str, x: Any) -> Any:
     """`x` as a floating array: integers and booleans take the default floating type."""
     # Not jnp.asarray: under jax_debug_nans it raises at the missing cells.
@@ -441,7 +468,7 @@ def _real(name: str, x: Any) -> Any:
     if jnp.issubdtype(x.dtype, jnp.floating):
         return x
     if jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == bool:
-        return x.astype(jnp.result_type(float))
+        return x.astype(jnp.result_type(float) if isinstance(x, jax.Array) else np.float64)
     raise ValueError(f"{name}: x must be real numbers, got dtype {x.dtype}")
 
 
