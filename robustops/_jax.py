@@ -19,6 +19,7 @@ from jax._src.interpreters import partial_eval as pe
 from jax._src.pjit import jit_p
 from jax._src.util import cache as cache
 from jax.custom_derivatives import SymbolicZero
+from jax.dtypes import float0
 from jax.interpreters import ad as ad
 from jax.interpreters import batching as batching
 from jax.interpreters import mlir as mlir
@@ -165,7 +166,7 @@ def trace(
         return outs
 
     leaves = [everything[i] for i in dynamic]
-    closed = jax.make_jaxpr(flat)(*leaves)
+    closed = opened(jax.make_jaxpr(flat)(*leaves))
     paths = [jax.tree_util.keystr(with_paths[i][0]) for i in dynamic]
     return Traced(closed, leaves, paths, out_tree, mutated)
 
@@ -297,6 +298,50 @@ def contains(closed: Any, test: Callable[[JaxprEqn], bool]) -> bool:
         test(eqn) or any(contains(sub, test) for subs in subjaxprs(eqn).values() for sub in subs)
         for eqn in closed.jaxpr.eqns
     )
+
+
+def opened(closed: Any) -> Any:
+    """Return `closed` with each `custom_root`, which jax 0.12 keeps shut, as what it computes.
+
+    It becomes a function with a custom derivative, as jax 0.10 makes it.
+    """
+    if not contains(closed, _is_shut):
+        return closed
+    return retrace(lambda *args: evaluate(closed, args, _open), closed)
+
+
+def _is_shut(eqn: JaxprEqn) -> bool:
+    return type(eqn.params.get("_prim")).__name__ in ("CustomRoot", "_RootLinearMap")
+
+
+def _open(eqn: JaxprEqn, *values: Any) -> list[Any]:
+    if not _is_shut(eqn):
+        new = {name: [opened(sub) for sub in subs] for name, subs in subjaxprs(eqn).items()}
+        return bind(with_subjaxprs(eqn, new) if new else eqn, *values)
+    primitive: Any = eqn.primitive
+    inside = lambda *args: primitive.to_lojax(*args, **eqn.params)
+    jvp = ad.primitive_jvps[primitive]
+
+    @jax.custom_jvp
+    def root(*args):
+        return evaluate(opened(trace_flat(inside, list(map(jax.typeof, args)))), args)
+
+    @root.defjvp
+    def _(primals, tangents):
+        def both(*leaves):
+            given = iter(leaves[len(primals) :])
+            tangents = [ad.Zero(t) if t.dtype == float0 else next(given) for t in tangent_avals]
+            outs, out_tangents = jvp(leaves[: len(primals)], tangents, **eqn.params)
+            return [*outs, *map(ad.instantiate_zeros, out_tangents)]
+
+        tangent_avals = [jax.typeof(p).to_tangent_aval() for p in primals]
+        leaves = [*primals, *(t for t in tangents if t.dtype != float0)]
+        closed = opened(trace_flat(both, list(map(jax.typeof, leaves))))
+        outs = evaluate(closed, leaves)
+        n = len(outs) // 2
+        return outs[:n], outs[n:]
+
+    return root(*values)
 
 
 def scalar_conditions(closed: Any) -> Any:
@@ -612,6 +657,12 @@ def renamed(eqn: JaxprEqn, name: str) -> JaxprEqn:
 def name_stack(eqn: JaxprEqn) -> str:
     """Return the name stack of `eqn`: scopes, and the transformations it went through."""
     return str(eqn.source_info.name_stack)
+
+
+def transformations(eqn: JaxprEqn) -> set[str]:
+    """Return what jax derived `eqn` by, such as "jvp" or "transpose"; a scope's name is none."""
+    stack = eqn.source_info.name_stack.stack
+    return {entry.name for entry in stack if isinstance(entry, source_info_util.Transform)}
 
 
 def with_rules_own_lines(eqn: JaxprEqn) -> JaxprEqn:

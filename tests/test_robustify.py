@@ -177,6 +177,25 @@ def test_custom_vjp_in_every_place():
         assert_close((jax.jit(jax.grad(ro.robustify(fn)))(jnp.asarray(X)),), ROOT_GRAD)
 
 
+def test_custom_root_in_every_place():
+    def cube_root(a):
+        step = lambda x: x - (x**3 - a) / (3 * x * x)
+        loop = lambda f, x: lax.while_loop(lambda x: jnp.abs(f(x)) > 1e-5, step, x)
+        return lax.custom_root(lambda x: x**3 - a, 1.0, loop, lambda g, y: y / g(1.0))
+
+    robust = ro.robustify(cube_root)
+    assert robust(2.0) == cube_root(2.0)
+    root = 2 ** (1 / 3)
+    for fn in (robust, ro.robustify(jax.jit(cube_root)), lambda a: jax.vmap(robust)(a[None])[0]):
+        np.testing.assert_allclose(jax.jit(jax.grad(fn))(jnp.array(2.0)), root / 6, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.jacfwd(robust))(2.0), root / 6, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.hessian(robust))(2.0), -root / 18, rtol=1e-5)
+    given = lambda a: lax.custom_root(
+        lambda x: x**3 - a, 1.0, lambda f, x: jnp.cbrt(a), lambda g, y: y / g(1.0)
+    )
+    assert jax.grad(ro.robustify(given))(0.0) == 0  # infinite without
+
+
 def test_second_derivatives():
     hessian = lambda fn, x: jax.jit(jax.hessian(ro.robustify(fn)))(jnp.asarray(x))
     # jax gives NaN for the first two; the norm itself has no second derivative at 0.

@@ -649,6 +649,44 @@ def test_rules_of_custom_derivatives_are_kept():
     assert relu(f32(0)) == 0
 
 
+def test_a_rule_stands_in_for_the_derivative_of_a_loop():
+    @jax.custom_vjp
+    def root(a):
+        step = lambda s: (0.5 * (s[0] + a / s[0]), s[1] + 1)
+        return lax.while_loop(lambda s: s[1] < 20, step, (a, 0))[0]
+
+    def forward(a):
+        y = root(a)
+        return y, y
+
+    root.defvjp(forward, lambda y, g: (g / (2 * y),))
+    got = jax.value_and_grad(ro.robustify(lambda a: root(a) ** 2, values=True))
+    np.testing.assert_allclose(got(4.0), (4, 1))
+    np.testing.assert_array_equal(got(0.0), (0, 0))  # root is NaN there
+
+
+def test_solvers_are_total():
+    def system(d, b):
+        solve = lambda _, b: b / d
+        return jnp.sum(lax.custom_linear_solve(lambda x: d * x, b, solve, symmetric=True) ** 2)
+
+    def newton(a, start):
+        step = lambda f: lambda _, x: x - f(x) / (3 * x * x)
+        solve = lambda f, x: lax.fori_loop(0, 20, step(f), x)
+        return lax.custom_root(lambda x: x**3 - a, start, solve, lambda g, y: y / g(1.0))
+
+    for fn, good, bad in (
+        (system, (f32([2, 4]), f32([1, 1])), (f32([2, 0]), f32([1, 1]))),
+        (newton, (f32(8), f32(1)), (f32(8), f32(0))),
+    ):
+        both = lambda fn: jax.jit(jax.value_and_grad(fn))
+        robust = both(ro.robustify(fn, values=True))
+        assert not bool(ro.check_finite(both(fn)(*bad)))
+        assert bool(ro.check_finite(robust(*bad)))
+        for got, want in zip(robust(*good), both(fn)(*good), strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 def test_shard_map():
     mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("i")

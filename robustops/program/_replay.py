@@ -17,7 +17,10 @@ from .. import _jax
 
 # Their one sub-jaxpr is a function of exactly their operands.
 CALLS = frozenset(
-    "jit pjit closed_call core_call remat remat2 checkpoint custom_jvp_call custom_vjp_call".split()
+    """
+    jit pjit closed_call core_call eval_jaxpr remat remat2 checkpoint custom_jvp_call
+    custom_vjp_call
+    """.split()
 )
 # A copy of their body may not stand in for it: the derivative is in other parameters.
 _RULES = frozenset({"custom_jvp_call", "custom_vjp_call"})

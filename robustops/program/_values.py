@@ -231,10 +231,14 @@ def _custom(eqn, inputs, values):
     outs = _jax.bind(eqn, *values)
     body = _lazily(closed, inputs)
     bounds = _bounds(closed, [n.bounds for n in inputs])
+    loops = _jax.contains(closed, lambda eqn: eqn.primitive.name == "while")
     nodes = []
     for i, out in enumerate(outs):
         if _has_hazard(closed) and jnp.issubdtype(out.dtype, jnp.floating):
-            out = jnp.where(jnp.isfinite(out), out, body(i)().value)
+            other = body(i)().value
+            if loops:  # has no reverse derivative, which may be why the rule was written
+                other = lax.stop_gradient(other)
+            out = jnp.where(jnp.isfinite(out), out, other)
         nodes.append(Node(out, body=body(i) if _by_jax(closed) else None, bounds=bounds[i]))
     return nodes
 
@@ -258,6 +262,14 @@ def _rebuilt(eqn, inputs, values):
     eqn = _jax.with_subjaxprs(eqn, {k: [rewrite(c) for c in cs] for k, cs in subs.items()})
     outs = _jax.bind(eqn, *values)
     return [Node(v, body=body(i), bounds=bounds[i]) for i, v in enumerate(outs)]
+
+
+def _linear_solve(eqn, inputs, values):
+    """The solvers are rewritten; the products, which have to stay linear, are not."""
+    (kinds,) = _jax.subjaxprs(eqn).values()
+    names = eqn.params["jaxprs"]._fields
+    new = [rewrite(c) if "solve" in n else c for n, c in zip(names, kinds, strict=True)]
+    return [Node(v) for v in _jax.bind(_jax.with_subjaxprs(eqn, {"jaxprs": new}), *values)]
 
 
 def _shard_map(eqn, inputs, values):
@@ -437,6 +449,8 @@ CONTROL = {
     "custom_vjp_call": _custom,
     "closed_call": _rebuilt,
     "core_call": _rebuilt,
+    "eval_jaxpr": _rebuilt,
+    "custom_linear_solve": _linear_solve,
     "remat2": _rebuilt,
     "shard_map": _shard_map,
     "checkpoint": _rebuilt,
@@ -448,6 +462,7 @@ GROUPS = {
     "pjit": ("jaxpr",),
     "custom_jvp_call": ("call_jaxpr", "fun_jaxpr"),
     "custom_vjp_call": ("call_jaxpr", "fun_jaxpr"),
+    "eval_jaxpr": ("call_jaxpr",),
     "remat2": ("jaxpr",),
     "checkpoint": ("jaxpr",),
 }
