@@ -255,6 +255,28 @@ def own_vjp_in_jit(p, x):
     return jnp.sum(jax.jit(f)(p["w"])) * x
 
 
+@faulty("forward", "div", f32(8.0), f32(0.5), iteration=1)
+def implicit_value(w, x):
+    def solve(f, x):
+        return lax.fori_loop(0, 3, lambda i, x: x - f(x) / (3.0 * x * (i - 1.0)), x)  # BUG
+
+    return lax.custom_root(lambda v: v**3 - w, x, solve, lambda g, y: y / g(jnp.ones_like(y)))
+
+
+@faulty("backward", "div", f32(0.0), f32(2.0))
+def implicit_gradient(w, x):
+    def linear(g, y):
+        return y / g(jnp.ones_like(y))  # BUG
+
+    return x * lax.custom_root(lambda v: v**3 - w, x, lambda f, v: jnp.cbrt(w), linear)
+
+
+@faulty("forward", "rsqrt", {"w": f32([0.0, 1.0])}, 1.0)
+def scope_named_as_a_transformation(p, x):
+    with jax.named_scope("transpose(block)"):
+        return jnp.sum(lax.rsqrt(p["w"])) * x  # BUG
+
+
 @faulty("backward", "rsqrt", {"w": f32([0.0, 1.0])}, 1.0)
 def own_jvp_vmapped(p, x):
     @jax.custom_jvp

@@ -96,6 +96,17 @@ def test_report_of_a_value():
     assert again["path"][-1]["role"] in ("origin", "after")
 
 
+def test_constant_in_place_of_the_same_value_is_not_at_fault():
+    def score(x, b):
+        return jnp.where(x <= 0, -jnp.inf, jnp.log(x)) + b  # BUG
+
+    assert found(ro.diagnose(score, 0.0, 1.0)) == ("forward", "log", None, "BUG")
+    report = ro.diagnose(score, -3.0, 1.0)
+    assert found(report) == ("forward", "select_n", None, "BUG")
+    assert "outside of its domain" in origin_of(report).remedy
+    assert str(origin_of(report).operands[2]).endswith("[]: 1 inf")
+
+
 def test_report_of_an_absorbed_sum():
     def loss(x):
         y = x + 1e-9  # the term that is lost
@@ -329,6 +340,8 @@ def test_collectives_of_a_shard_map(explicit):
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"argnums=2 for 1 positional argument"):
         ro.diagnose(jnp.sum, jnp.ones(2), argnums=2)
+    with pytest.raises(TypeError, match=r"fn must be callable, got int; .*diagnose\(loss, params"):
+        ro.diagnose(3, jnp.ones(2))  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="no floating array in the arguments 0"):
         ro.diagnose(jnp.sum, jnp.arange(2))
     assert ro.diagnose(jnp.sum, jnp.arange(2), grad=False).ok

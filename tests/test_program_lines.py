@@ -6,6 +6,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 from jax.scipy import special
 
 import robustops as ro
@@ -68,6 +69,19 @@ def test_no_line_of_another_program_is_taken():
     assert {change.line for change in REPORT(loss, X)} == {here(loss)}
     _, sites = number(_jax.trace(loss, X).jaxpr)  # as `diagnose` and `certify` see it
     assert {frame.line for site in sites for frame in _jax.frames(site.eqn)} == {here(loss)}
+
+
+def test_lines_of_what_a_derivative_calls():
+    def other(a):
+        return lax.fori_loop(0, 3, lambda _, s: 0.5 * (s + a / s), a)
+
+    jax.grad(ro.robustify(other, values=True))(4.0)  # for which jax keeps a division of scalars
+
+    def loss(x):
+        return jnp.sum(ro.rel_entr(jnp.inf, x))  # CALL
+
+    unproved = ro.certify(loss, (ro.Range(-2.0, 2.0, (3,)),), grad=True).unproved
+    assert {entry.line for entry in unproved} == {here(loss)}
 
 
 def test_lines_of_a_function_given_to_a_library_stay():

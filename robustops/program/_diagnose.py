@@ -65,8 +65,13 @@ def diagnose(
 
     Raises:
       ValueError: `argnums` is out of range, or an argument was donated and is gone.
-      TypeError: no floating leaf in the arguments that the gradient is for.
+      TypeError: `fn` is not callable, or what the gradient is for has no floating leaf.
     """
+    if not callable(fn):
+        raise TypeError(
+            f"diagnose: fn must be callable, got {type(fn).__name__}; give the function and then "
+            "its arguments, diagnose(loss, params, batch)"
+        )
     program = _trace(fn, args, kwargs, argnums, grad)
     for isolate in (True, False):
         replay = Replay(isolate)
@@ -135,7 +140,8 @@ def _with_gradient(value: Any, wanted: list[int]) -> Any:
         return [*outs, *pull([jnp.ones_like(s) for s in seeds])]
 
     try:
-        return _jax.retrace(both, value)
+        # The rules of the user's functions call jitted ones that others may have traced before.
+        return _jax.without_foreign_lines(_jax.retrace(both, value))
     except Exception as error:
         error.add_note("robustops: to look at the value alone, pass grad=False")
         raise

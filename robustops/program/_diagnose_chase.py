@@ -96,6 +96,8 @@ class Chase:
                 if is_constant:
                     meant = not np.isnan(as_numpy(x)[mask]).any()
                     self._birth(eqn, places, i, ins, outs, filled, meant)
+                    for v, same in _in_other_words(eqn, ins, x, mask, constants):
+                        _need(needs, v, same)
                 else:
                     _need(needs, v, mask)
         for v in jaxpr.constvars:
@@ -198,6 +200,20 @@ def _written(jaxpr: Any, constant: Sequence[bool]) -> set[Any]:
         ):
             found.update(eqn.outvars)
     return found
+
+
+def _in_other_words(eqn, ins, constant, mask, constants):
+    """Yield the operands of a selection that were, where it took `constant`, the same value.
+
+    As in `where(x == 0, -inf, log(x))`: it is the logarithm that is infinite.
+    """
+    if eqn.primitive.name != "select_n":
+        return
+    for v, x, is_constant in list(zip(eqn.invars, ins, constants, strict=True))[1:]:
+        if not is_constant:
+            a, b = as_numpy(x), as_numpy(constant)
+            if (same := some(mask & ((a == b) | (np.isnan(a) & np.isnan(b))))) is not None:
+                yield v, same
 
 
 def _stacked(rows: dict[int, np.ndarray], length: int) -> Mask:

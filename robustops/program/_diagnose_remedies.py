@@ -11,6 +11,7 @@ _OTHERS = {
     "integer_pow": "a power overflowed, or a negative one met 0: scale its base first "
     "(robustops.safe_norm, safe_std), or use a wider dtype.",
     "reduce_sum": "a sum overflowed: take the mean (robustops.safe_mean), or sum in a wider dtype.",
+    "reduce": "a reduction overflowed: scale its terms, or reduce in a wider dtype.",
     "reduce_prod": "a product overflowed: sum logarithms instead.",
     "cumsum": "a running sum overflowed: scale its terms, or use a wider dtype.",
     "cumprod": "a running product overflowed: sum logarithms instead (jnp.cumsum of the logs).",
@@ -37,8 +38,9 @@ _OTHERS = {
     "digamma": "digamma has poles at 0, -1, -2, ...: keep its argument above 0, say by a softplus.",
     "lgamma": "lgamma has poles at 0, -1, -2, ...: keep its argument above 0, say by a softplus.",
     "erf_inv": "erf_inv is infinite at -1 and 1 and NaN beyond: clip its argument inside of them.",
-    "select_n": "NaN or an infinity is written here as a constant: write a finite one, or mask "
-    "what follows.",
+    "select_n": "NaN or an infinity is written as a constant here, or in the function called here "
+    "for arguments outside of its domain (a singular matrix, a value of no probability): write a "
+    "finite one, keep the arguments inside, or mask what follows.",
     "gather": "an index is out of bounds, for which jnp fills in NaN: check the indices.",
     "reduce_max": "the maximum of nothing is -inf: give a finite initial=, or look for empty rows.",
     "reduce_min": "the minimum of nothing is inf: give a finite initial=, or look for empty rows.",

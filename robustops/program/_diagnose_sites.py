@@ -98,9 +98,8 @@ def _recomputed(eqn: Any) -> bool:
 
 def _transposed(eqn: Any) -> bool:
     # Of a numbered program these are later transformations: its own name stacks are gone.
-    return "transpose(" in _jax.name_stack(eqn)
+    return "transpose" in _jax.transformations(eqn)
 
 
 def _in_derivative(eqn: Any) -> bool:
-    stack = _jax.name_stack(eqn)
-    return "jvp(" in stack or "transpose(" in stack
+    return not _jax.transformations(eqn).isdisjoint({"jvp", "transpose"})

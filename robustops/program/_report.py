@@ -33,8 +33,8 @@ class Operand:
     def __str__(self) -> str:
         kind = f"{self.dtype}[{','.join(map(str, self.shape))}]"
         counts = [f"{n} {word}" for word in ("zero", "inf", "nan") if (n := getattr(self, word))]
-        spread = f"min {self.min:.6g}, max {self.max:.6g}"
-        return ", ".join([f"{kind}: {spread}", *counts])
+        spread = [] if np.isnan(self.min) else [f"min {self.min:.6g}", f"max {self.max:.6g}"]
+        return ": ".join([kind, *filter(None, [", ".join([*spread, *counts])])])
 
 
 @dataclasses.dataclass(frozen=True)
