@@ -20,6 +20,17 @@ REMOVABLE = {
     "(x - sin(x)) / x^3": (lambda x: (x - jnp.sin(x)) / x**3, 0.0, 1 / 6, 0),
     "(3^x - 1) / x": (lambda x: (3.0**x - 1) / x, 0.0, np.log(3), np.log(3) ** 2 / 2),
     "sinh(3x) / sinh(x)": (lambda x: jnp.sinh(3 * x) / jnp.sinh(x), 0.0, 3, 0),
+    "1 / tanh(x) - 1 / x": (lambda x: 1 / jnp.tanh(x) - 1 / x, 0.0, 0, 1 / 3),
+    "right Jacobian": (
+        lambda t: 1 / t**2 - (1 + jnp.cos(t)) / (2 * t * jnp.sin(t)),
+        0.0,
+        1 / 12,
+        0,
+    ),
+    "(1 - x / tan(x)) / x^2": (lambda x: (1 - x * jnp.cos(x) / jnp.sin(x)) / x**2, 0.0, 1 / 3, 0),
+    "(1 + 1 / x) log(1 + 2 x)": (lambda x: (1 + 1 / x) * jnp.log1p(2 * x), 0.0, 2, 0),
+    "(1 + 2 x)^(1 / x)": (lambda x: (1 + 2 * x) ** (1 / x), 0.0, np.exp(2), -2 * np.exp(2)),
+    "1 / sin(x) + 1 / x": (lambda x: 1 / jnp.sin(x) + 1 / x, 0.0, 0, 0),
     "a pole": (lambda x: jnp.sin(x) / x**2, 0.0, 0, 0),
     "x / |x|": (lambda x: x / abs(x), 0.0, 0, 0),
     "a mask": (lambda m: 3 * m * jnp.exp(2.0) / m, 0.0, 0, 0),
@@ -47,6 +58,41 @@ def test_limit_of_vectors():
     robust = ro.robustify(slerp, values=True)
     np.testing.assert_allclose(robust(b), b)
     np.testing.assert_allclose(jax.jacobian(robust)(b), 0.75 * np.eye(4))
+
+
+MEANS = {
+    "logarithmic": (lambda a, b: (a - b) / (jnp.log(a) - jnp.log(b)), 2.0, (0.5, 0.5)),
+    "of a ratio": (lambda a, b: (a - b) / jnp.log(a / b), 2.0, (0.5, 0.5)),
+    "of exponentials": (
+        lambda a, b: (jnp.exp(a) - jnp.exp(b)) / (a - b),
+        np.exp(2),
+        (np.exp(2) / 2, np.exp(2) / 2),
+    ),
+    "third divided difference": (
+        lambda a, b: (jnp.sin(a) - jnp.sin(b) - (a - b) * jnp.cos(b)) / (a - b) ** 2,
+        -np.sin(2) / 2,
+        (-np.cos(2) / 6, -np.cos(2) / 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MEANS)
+def test_limit_where_two_variables_are_equal(name):
+    fn, value, slopes = MEANS[name]
+    robust = jax.value_and_grad(ro.robustify(fn, values=True), (0, 1))
+    found, slope = jax.jit(robust)(jnp.float32(2), jnp.float32(2))
+    np.testing.assert_allclose(found, value, rtol=1e-6)
+    np.testing.assert_allclose(slope, slopes, rtol=1e-5)
+
+
+def test_what_comes_of_control_flow_is_no_input():
+    """It may be a function of the variable that the limit is taken in."""
+
+    def fn(x):
+        y = jax.lax.while_loop(lambda c: c[1] < 1, lambda c: (c[0] * 1, c[1] + 1), (x, 0))[0]
+        return (jnp.exp(x) - jnp.exp(y)) / (x - y)
+
+    assert ro.robustify(fn, values=True)(jnp.float32(1)) == 0
 
 
 def test_a_limit_in_a_variable_that_a_jit_made():

@@ -1,4 +1,4 @@
-"""The limit of 0 / 0 where both are smooth functions of one variable, as sin(x) / x at 0."""
+"""The limit of 0 / 0, of inf - inf, 0 inf and 1^inf of smooth functions of one variable."""
 
 from collections.abc import Iterator
 
@@ -13,47 +13,108 @@ CURVED = frozenset(
     "sin cos tan sinh cosh tanh exp exp2 expm1 log1p log asin acos atan asinh acosh atanh "
     "logistic erf".split()
 )
-# Element by element, all of them.
-SMOOTH = CURVED | frozenset(
-    "mul div add add_any sub neg integer_pow square pow broadcast_in_dim reshape squeeze "
-    "expand_dims convert_element_type copy".split()
+SHAPES = frozenset(
+    "broadcast_in_dim reshape squeeze expand_dims convert_element_type copy neg".split()
 )
-ORDER, SIZE = 3, 32
+# Element by element, all of them.
+SMOOTH = CURVED | SHAPES | frozenset("mul div add add_any sub integer_pow square pow".split())
+ORDER, SIZE = 4, 32
 
 
-def limit(x: Node, y: Node) -> jax.Array | None:
-    """Return what x / y tends to where both are 0, not finite where that is not known; or None.
+def limit(n: Node) -> jax.Array | None:
+    """Return what the quotient, sum, product or power `n` tends to where it is undefined, or None.
 
-    By l'Hopital's rule in the nearest variable that `y` is a function of, and `x` too: zeros of up
-    to third order. Quotients of products alone are left out: of a mask m, x m / m stays 0.
+    That is 0 / 0, inf - inf, 0 inf and 1^inf; the result is not finite where the limit is not
+    known. By l'Hopital's rule in the nearest variable that both operands are functions of: zeros
+    of up to fourth order. Products alone are left out: of a mask m, x m / m stays 0.
     """
-    if not (_may_vanish(x) and _may_vanish(y)):
+    x, y = n.inputs
+    match n.name:
+        case "div":
+            undefined = _may_vanish(x) and _may_vanish(y)
+        case "mul":
+            undefined = (_may_vanish(x) and has_pole(y)) or (has_pole(x) and _may_vanish(y))
+        case "pow":
+            undefined = has_pole(y) and x.bounds[0] <= 1 <= x.bounds[1]
+        case _:
+            undefined = has_pole(x) and has_pole(y)
+    if not undefined:
         return None
     origins = _Origins()
     of_x = list(origins.behind(x))
-    shared = (t for t in origins.behind(y) if t.floating and any(t is n for n in of_x))
+    shared = (t for t in origins.behind(y) if t.floating and any(t is i for i in of_x))
     if (t := next(shared, None)) is None:
         return None
     between_x, between_y = list(origins.behind(x, t)), list(origins.behind(y, t))
-    if max(len(between_x), len(between_y)) == SIZE or not all(map(_is_smooth, between_y)):
+    if max(len(between_x), len(between_y)) == SIZE or not all(map(_is_known, between_y)):
         return None
-    if not any(_is_curved(n) and origins.depends(n, t) for n in (*between_x, *between_y)):
-        if not any(_is_shifted(n) and origins.depends(n, t) for n in between_y):
+    if n.name != "pow" and not any(
+        _is_curved(i) and origins.depends(i, t) for i in (*between_x, *between_y)
+    ):
+        if not any(_is_shifted(i) and origins.depends(i, t) for i in between_y):
             return None
 
     def both(at):
-        found = {id(t): at}
-        return origins.value(x, t, found), origins.value(y, t, found)
+        found = {id(t): (at, None)}
+        a, b = origins.fraction(x, t, found)
+        c, d = origins.fraction(y, t, found)
+        if n.name == "pow":
+            a, b = jnp.log(_quotient(a, b)), None
+        top, bottom = _joined("mul" if n.name == "pow" else n.name, (a, b), (c, d))
+        return top, jnp.ones_like(top) if bottom is None else bottom
 
-    found, more = jnp.full(x.aval.shape, jnp.nan, x.aval.dtype), True
+    held = lax.stop_gradient(t.value)
+    tends, more = jnp.full(n.aval.shape, jnp.nan, n.aval.dtype), True
     for order in range(1, ORDER + 1):
-        both = _derivative(both)
-        # Of f / g with zeros of order k the derivative is that of the limit over k + 1.
-        held = lax.stop_gradient(t.value)
-        f, g = both(held + (t.value - held) / (order + 1))
-        found = jnp.where(more & (g != 0), f / jnp.where(g == 0, 1, g), found)
+        before, both = both, _derivative(both)
+        # Of f / g with zeros of order k the derivative is that of the limit over k + 1; where the
+        # zero depends on other variables, it moves by k / (k + 1) of what they move it.
+        slope = lax.stop_gradient(both(held)[1])
+        moves = -before(held)[1] / jnp.where(slope == 0, 1, slope)
+        at = held + (t.value - held + order * (moves - lax.stop_gradient(moves))) / (order + 1)
+        f, g = both(at)
+        tends = jnp.where(more & (g != 0), f / jnp.where(g == 0, 1, g), tends)
         more &= (f == 0) & (g == 0)
-    return found
+    return jnp.exp(tends) if n.name == "pow" else tends
+
+
+def has_pole(n: Node) -> bool:
+    """Tell whether `n` is infinite where the denominator of a quotient in it is 0."""
+    n = resolved(n)
+    if "has_pole" not in n.told:
+        n.told["has_pole"] = _has_pole(n)
+    return n.told["has_pole"]
+
+
+def _has_pole(n):
+    if n.known or not n.floating:
+        return False
+    if n.name == "div":
+        return _may_vanish(n.inputs[1]) or has_pole(n.inputs[0])
+    if n.name == "integer_pow" and n.eqn.params["y"] < 0:
+        return _may_vanish(n.inputs[0])
+    return (n.name in SHAPES or n.name in ("mul", "add", "add_any", "sub", "square")) and any(
+        map(has_pole, n.inputs)
+    )
+
+
+def _quotient(a, b):
+    return a if b is None else a / b
+
+
+def _product(a, b):
+    return b if a is None else a if b is None else a * b
+
+
+def _joined(name, first, second):
+    """Return the quotient, product or sum of two fractions as a fraction."""
+    (a, b), (c, d) = first, second
+    if name == "div":
+        return _product(a, d), _product(b, c)
+    if name == "mul":
+        return a * c, _product(b, d)
+    left, right = _product(a, d), _product(c, b)
+    return (left - right if name == "sub" else left + right), _product(b, d)
 
 
 class _Origins:
@@ -96,15 +157,36 @@ class _Origins:
             self._depends[key] = any(self.depends(i, t) for i in n.inputs)
         return self._depends[key]
 
-    def value(self, n: Node, t: Node, found: dict[int, jax.Array]) -> jax.Array:
-        """Return the value that `n` has where that of `t` is the one in `found`."""
+    def fraction(self, n: Node, t: Node, found: dict) -> tuple:
+        """Return the numerator and denominator of `n` (or None for 1) for the `t` in `found`.
+
+        What may divide by zero stays a fraction, so that it takes its part in the limit.
+        """
         n = self.resolved(n)
         if id(n) not in found:
-            if not self.depends(n, t):
-                return n.value
-            values = [self.value(i, t, found) for i in n.inputs]
-            found[id(n)] = _jax.bind(n.eqn, *values)[n.index]
+            found[id(n)] = self._fraction(n, t, found)
         return found[id(n)]
+
+    def _fraction(self, n, t, found):
+        if not self.depends(n, t):
+            return n.value, None
+        parts = [self.fraction(i, t, found) for i in n.inputs]
+        bind = lambda *values: _jax.bind(n.eqn, *values)[n.index]
+        (a, b), last = parts[0], parts[-1]
+        divides = (n.name == "div" and _may_vanish(n.inputs[1])) or (
+            n.name == "integer_pow" and n.eqn.params["y"] < 0 and _may_vanish(n.inputs[0])
+        )
+        if not divides and all(d is None for _, d in parts):
+            return bind(*(p for p, _ in parts)), None
+        if n.name in ("div", "mul", "add", "add_any", "sub"):
+            return _joined(n.name, (a, b), last)
+        if n.name == "integer_pow" and (y := n.eqn.params["y"]) < 0:
+            return lax.integer_pow(jnp.ones_like(a) if b is None else b, -y), lax.integer_pow(a, -y)
+        if n.name in SHAPES:
+            return bind(a), b if n.name == "neg" else bind(b)
+        if n.name in ("square", "integer_pow"):
+            return bind(a), bind(b)
+        return bind(*(_quotient(p, d) for p, d in parts)), None
 
 
 def _may_vanish(n: Node) -> bool:
@@ -113,6 +195,11 @@ def _may_vanish(n: Node) -> bool:
 
 def _is_smooth(n: Node) -> bool:
     return n.name in SMOOTH
+
+
+def _is_known(n: Node) -> bool:
+    """Tell whether what `n` is a function of is known: smooth, or an input of the program."""
+    return _is_smooth(n) or (n.eqn is None and not n.opaque)
 
 
 def _is_curved(n: Node) -> bool:

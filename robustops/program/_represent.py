@@ -16,8 +16,9 @@ from jax import lax
 from .. import _jax
 from .._numerics import smallest, widen
 from ..ops import safe_div, safe_exp, safe_norm
+from ._differences import log_near_one
 from ._represent_beside import complement
-from ._represent_log import along, log_affine
+from ._represent_log import along, log_affine, segments
 from ._represent_logspace import Log, plain_log
 from ._represent_nodes import STRUCTURAL, Node, affine, factors, moved, nonnegative, same
 
@@ -38,6 +39,12 @@ class Representations:
     def inside(self, n: Node) -> Node:
         """Return the node of the same variable inside the jit or custom rule it came from."""
         return self._once(_inside, n)
+
+    def resolved(self, n: Node) -> Node:
+        """Return the node of the same variable that has its own equation, if any."""
+        while n.body is not None:
+            n = self.inside(n)
+        return n
 
     def log(self, n: Node) -> Log | None:
         """Return log|n| where that is better than the log of n's value."""
@@ -73,8 +80,14 @@ class Representations:
 
     def any_log(self, n: Node) -> Log:
         """Return log|n|, from its value if there is nothing better."""
-        known = self.log(n)
-        return plain_log(0.0, 1.0, n) if known is None else known
+        if (known := self.log(n)) is not None:
+            return known
+        plain, near = plain_log(0.0, 1.0, n), log_near_one(n)
+        return (
+            plain
+            if near is None
+            else plain._replace(value=jnp.where(near[1], near[0], plain.value))
+        )
 
 
 def _inside(rep, n):
@@ -111,16 +124,16 @@ def _extended(rep, n):
         return None
     if n.body is not None:
         return rep.extended(rep.inside(n))
+    known = [rep.extended(i) for i in n.inputs] if n.name in PASSING else []
+    passes = any(v is not None for v in known)
+    value = n.value
+    if passes:
+        values = [i.value if v is None else v for v, i in zip(known, n.inputs, strict=True)]
+        (value,) = _jax.bind(n.eqn, *values)
+        value = jnp.where(jnp.isnan(value), n.value, value)
     if n.name in POLES and n.raw is not n.value:
-        return jnp.where(jnp.isinf(n.raw) & POLES[n.name](n), n.raw, n.value)
-    if n.name not in PASSING:
-        return None
-    known = [rep.extended(i) for i in n.inputs]
-    if all(v is None for v in known):
-        return None
-    values = [i.value if v is None else v for v, i in zip(known, n.inputs, strict=True)]
-    (value,) = _jax.bind(n.eqn, *values)
-    return jnp.where(jnp.isnan(value), n.value, value)
+        return jnp.where(jnp.isinf(n.raw) & POLES[n.name](n), n.raw, value)
+    return value if passes else None
 
 
 def _root(rep, n):
@@ -141,6 +154,12 @@ def _root(rep, n):
         case "reduce_sum" if nonnegative(x) and (r := rep.root(x)) is not None:
             axes = n.eqn.params["axes"]
             return safe_norm(r, axis=axes) if axes else r
+        case "scatter-add" if n.inputs[0].scalar == 0 and nonnegative(n.inputs[2]):
+            if (r := rep.root(n.inputs[2])) is None:
+                return None
+            add, largest, scale = segments(n, r, 0.0)
+            scale = jnp.where(scale > 0, scale, 1)
+            return jnp.sqrt(add(jnp.square(r / scale))) * largest
         case "add" | "add_any" if all(map(nonnegative, n.inputs)):
             if all(rep.root(i) is None for i in n.inputs):
                 return None

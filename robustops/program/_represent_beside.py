@@ -36,6 +36,8 @@ from ._represent_nodes import (
 def log_beside_one(rep, n, sign):
     x = n.operand
     match n.name:
+        case "expm1" if sign > 0:
+            return Log(widen(x.value))
         case "tanh":
             return Log(LN2 - softplus(-2.0 * sign * widen(x.value)), cancels=True)
         case "logistic" if sign < 0:
@@ -160,6 +162,9 @@ def complement(rep, n):
     if n.name in STRUCTURAL and n.name != "split":
         c = rep.complement(n.inputs[0])
         return c if c is None else moved(n, c)
+    offset, slope, base = affine(n)
+    if offset == 1 and base is not n and base.bounds[0] <= 0.01 and base.bounds[1] >= -0.01:
+        return -slope * widen(base.value)
     x = widen(n.operand.value) if n.operand.floating else n.operand.value
     match n.name:
         case "exp":

@@ -175,6 +175,8 @@ def of_equation(name, params, shapes, inputs) -> tuple[float, float]:
                 if name == "cumsum"
                 else (low, high)
             )
+        case "reduce_prod" | "cumprod" if 0 <= inputs[0][0] and inputs[0][1] <= 1:
+            return 0.0, inputs[0][1]
         case "reduce_max" | "reduce_min" | "cummax" | "cummin" | "sort":
             return inputs[0]
         case "reduce_window_max" | "reduce_window_min":  # of windows that are not all padding

@@ -46,7 +46,8 @@ def _log(rep, n: Node) -> Log | None:
     x = n.operand
     match n.name:
         case "exp":
-            return Log(widen(x.value))
+            pole = rep.extended(x)
+            return Log(widen(x.value if pole is None else pole))
         case "log" | "log1p":
             return _log_of_log(rep, n, x)
         case "exp2":
@@ -94,7 +95,7 @@ def _log(rep, n: Node) -> Log | None:
             )
             odd = None if a.negative is None else over(a.negative.astype(jnp.int32)) % 2 == 1
             return joined(over(a.value), a, negative=odd)
-        case "dot_general" if all(map(nonnegative, n.inputs)) and any(map(rep.log, n.inputs)):
+        case "dot_general" if any(map(rep.log, n.inputs)):
             return _log_of_dot(rep, n) or _log_of_scaled_dot(n)
         case "dot_general":
             return _log_of_scaled_dot(n)
@@ -138,9 +139,7 @@ def _log_of_power(rep, n):
 
 def _log_of_pow(rep, n, x):
     a, y = rep.any_log(x), n.inputs[1].scalar
-    if a.negative is not None and y is None:
-        return None
-    if a.negative is not None and y % 1:  # NaN of a negative number, as plain
+    if a.negative is not None and (y is None or y % 1):  # NaN of a negative number, as plain
         a = a._replace(value=jnp.where(a.negative, jnp.nan, a.value))
     odd = y is not None and y % 2 == 1
     return joined(widen(n.inputs[1].value) * a.value, a, negative=a.negative if odd else None)
@@ -148,8 +147,17 @@ def _log_of_pow(rep, n, x):
 
 def _log_of_sum(rep, n):
     a, b = n.inputs
-    if not (nonnegative(a) and nonnegative(b)) or not (rep.log(a) or rep.log(b)):
+    if not (rep.log(a) or rep.log(b)):
         return None
+    if not (nonnegative(a) and nonnegative(b)):
+        la, lb = rep.any_log(a), rep.any_log(b)
+        if n.name == "sub":
+            lb = lb._replace(negative=flipped(lb.value, lb.negative))
+        terms = jnp.stack([jnp.broadcast_to(r.value, n.aval.shape) for r in (la, lb)])
+        none = jnp.zeros((), bool)
+        signs = [none if r.negative is None else r.negative for r in (la, lb)]
+        negative = jnp.stack([jnp.broadcast_to(s, n.aval.shape) for s in signs])
+        return _summed(terms, negative, 0, la, lb)
     la, lb = rep.any_log(a), rep.any_log(b)
     if n.name != "sub":
         floored = any(i.scalar is not None for i in n.inputs)
@@ -175,18 +183,20 @@ def _log_of_reduced_sum(rep, n, x):
 
 
 def _log_of_signed_sum(rep, n, x):
-    """The sum of terms of either sign, the largest taken out of it."""
-    if (r := rep.log(x)) is None:
-        return None
-    axes = n.eqn.params["axes"]
-    top = lax.stop_gradient(jnp.max(r.value, axes, keepdims=True))
+    r = rep.log(x)
+    return r and _summed(r.value, r.negative, n.eqn.params["axes"], r)
+
+
+def _summed(logs, negative, axes, *parts):
+    """The sum along `axes` of terms of either sign, the largest taken out of it."""
+    top = lax.stop_gradient(jnp.max(logs, axes, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0)
-    terms = jnp.exp(r.value - top)
-    if r.negative is not None:
-        terms = jnp.where(r.negative, -terms, terms)
+    terms = jnp.exp(logs - top)
+    if negative is not None:
+        terms = jnp.where(negative, -terms, terms)
     total = jnp.sum(terms, axes)
     value = leaf_log(total) + jnp.squeeze(top, axes)
-    return joined(value, r, negative=total < 0, cancels=True)
+    return joined(value, *parts, negative=total < 0, cancels=True)
 
 
 def _log_between(rep, n):
@@ -213,21 +223,29 @@ def _log_between(rep, n):
 
 
 def _log_of_dot(rep, n):
-    """Logarithm of a product of non-negative matrices, if its terms are not many more numbers."""
+    """Logarithm of a product of matrices, if its terms are not many more numbers."""
     (contract, batch) = n.eqn.params["dimension_numbers"]
     terms = math.prod(n.aval.shape) * math.prod(n.inputs[0].aval.shape[i] for i in contract[0])
     if terms > 4 * max(math.prod(i.aval.shape) for i in n.inputs):
         return None
     logs = [rep.any_log(i) for i in n.inputs]
-    spread = []
     frees = [n.inputs[i].aval.ndim - len(contract[i]) - len(batch[i]) for i in (0, 1)]
-    for i, r in enumerate(logs):
-        free = [d for d in range(r.value.ndim) if d not in contract[i] and d not in batch[i]]
-        v = jnp.transpose(r.value, (*batch[i], *free, *contract[i]))
+
+    def spread(v, i):
+        free = [d for d in range(v.ndim) if d not in contract[i] and d not in batch[i]]
+        v = jnp.transpose(v, (*batch[i], *free, *contract[i]))
         at = len(batch[i]) + (0 if i else frees[0])
-        spread.append(jnp.expand_dims(v, tuple(range(at, at + frees[1 - i]))))
+        return jnp.expand_dims(v, tuple(range(at, at + frees[1 - i])))
+
+    product = spread(logs[0].value, 0) + spread(logs[1].value, 1)
     axes = tuple(range(n.aval.ndim, n.aval.ndim + len(contract[0])))
-    return joined(logsumexp(spread[0] + spread[1], axes), *logs)
+    if all(map(nonnegative, n.inputs)):
+        return joined(logsumexp(product, axes), *logs)
+    signs = [None if r.negative is None else spread(r.negative, i) for i, r in enumerate(logs)]
+    negative = xor(*signs)
+    if negative is not None:
+        negative = jnp.broadcast_to(negative, product.shape)
+    return _summed(product, negative, axes, *logs)
 
 
 def _log_of_pieces(rep, offset, slope, n):
@@ -331,16 +349,20 @@ def _log_of_scaled_dot(n):
 
 def _log_of_scatter_add(rep, n):
     """Logarithm of sums over segments: the largest term of each is taken out of it."""
-    _, indices, updates = n.inputs
-    if (r := rep.log(updates)) is None or r.negative is not None:
+    if (r := rep.log(n.inputs[2])) is None or r.negative is not None:
         return None
-    p, where = n.eqn.params, indices.value
-    add = lambda x: n.eqn.primitive.bind(jnp.zeros(n.aval.shape, r.value.dtype), where, x, **p)
+    add, largest, shift = segments(n, r.value, -jnp.inf)
+    return joined(leaf_log(add(jnp.exp(r.value - shift))) + largest, r)
+
+
+def segments(n: Node, x: jax.Array, lowest: float):
+    """Return the sum over segments that `n` is, the largest of `x` in each, and so for each x."""
+    p, where = n.eqn.params, n.inputs[1].value
+    add = lambda v: n.eqn.primitive.bind(jnp.zeros(n.aval.shape, x.dtype), where, v, **p)
     options = {
         k: p[k] for k in ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
     }
-    lowest = jnp.full(n.aval.shape, -jnp.inf, r.value.dtype)
-    largest = lax.stop_gradient(lax.scatter_max(lowest, where, r.value, **options))
+    start = jnp.full(n.aval.shape, lowest, x.dtype)
+    largest = lax.stop_gradient(lax.scatter_max(start, where, x, **options))
     largest = jnp.where(jnp.isfinite(largest), largest, 0)
-    shift = jax.vjp(add, r.value)[1](largest)[0]  # each term's largest: its transpose is a gather
-    return joined(leaf_log(add(jnp.exp(r.value - shift))) + largest, r)
+    return add, largest, jax.vjp(add, x)[1](largest)[0]  # the transpose of a sum is a gather

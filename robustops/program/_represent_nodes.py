@@ -69,6 +69,8 @@ class Node:
         self.again = again
         self.given = given
         self.carried = carried
+        self.opaque = False
+        """Whether it comes from control flow, and so is no input although it has no equation."""
         self.told: dict[str, bool] = {}
         """What `_values_rules` asked once."""
         self.known = known or (bool(inputs) and all(i.known for i in inputs))

@@ -84,7 +84,10 @@ def _equation(eqn, inputs, rep):
     special = CONTROL.get(eqn.primitive.name)
     if special is not None:
         rep.repaired |= any(_has_hazard(c) for cs in _jax.subjaxprs(eqn).values() for c in cs)
-        return special(eqn, inputs, values)
+        outs = special(eqn, inputs, values)
+        for n in outs:
+            n.opaque = True
+        return outs
     outs = []
     for i, value in enumerate(_jax.bind(eqn, *values)):
         node = Node(value, eqn, inputs, i)

@@ -28,11 +28,13 @@ from ..ops import (
     safe_rsqrt,
     safe_sqrt,
 )
+from ._differences import gamma_quotient, log_near_one
 from ._limits import limit
 from ._represent import Representations
 from ._represent_bounds import ORDINARY, clipped, finite
 from ._represent_logspace import LOG_ZERO, Log
-from ._represent_nodes import STRUCTURAL, Node, affine, certain, factors, resolved, same, underneath
+from ._represent_nodes import STRUCTURAL, Node, affine, certain, factors, resolved, same
+from ._variances import variance
 
 TOTAL = {op.replaces: op.fn for op in OPS.values() if op.replaces}
 
@@ -96,7 +98,7 @@ def explosive(n: Node) -> bool:
     match n.name:
         case "exp" | "exp2" | "expm1" | "cosh" | "sinh":
             return True
-        case "mul" | "div" | "add" | "add_any" | "sub" | "max" | "min" | "select_n":
+        case "mul" | "div" | "add" | "add_any" | "sub" | "max" | "min" | "select_n" | "dot_general":
             return any(map(explosive, n.inputs))
         case "reduce_sum" | "reduce_max" | "neg" | "integer_pow" | "square" | "cumsum" | "abs":
             return explosive(n.inputs[0])
@@ -109,12 +111,13 @@ def vanishing(n: Node) -> bool:
     if not n.floating or n.bounds[0] > smallest(n.aval.dtype):
         return False
     match n.name:
-        case "exp" | "exp2":
+        case "exp" | "exp2" | "erfc" | "logistic":
             return True
-        case "mul" | "div" | "max" | "select_n":
+        case "mul" | "div" | "max" | "select_n" | "dot_general":
             return any(map(vanishing, n.inputs))
         case "add" | "add_any":
-            return all(map(vanishing, n.inputs))
+            from_minus_one = n.bounds[0] == 0 and any(i.scalar for i in n.inputs)  # elu(x) + 1
+            return from_minus_one or all(map(vanishing, n.inputs))
         case "reduce_sum" | "reduce_max" | "integer_pow" | "square" | "cumsum":
             return vanishing(n.inputs[0])
     return n.name in STRUCTURAL and vanishing(n.inputs[0])
@@ -127,6 +130,8 @@ def powerful(n: Node) -> bool:
     The bounds of such a one are those of ordinary input, and do not count: they would call
     x^2 / (x^2 + 1) sound, which is inf / inf at 1e20.
     """
+    if n.name == "div" and powerful(n.inputs[1]):
+        return True
     if not n.floating or max(map(abs, n.bounds)) < ORDINARY:
         return False
     match n.name:
@@ -148,7 +153,10 @@ def powerful(n: Node) -> bool:
 
 
 def accurate(rep: Representations, n: Node) -> jax.Array | None:
-    """Return the value of `n` with the digits that 1 - p has lost, or None."""
+    """Return the value of `n` with the digits that 1 - p or log(1 + p) has lost, or None."""
+    if n.name == "log":
+        near = log_near_one(n.inputs[0])
+        return near and jnp.where(near[1], near[0].astype(n.aval.dtype), n.value)
     offset, slope, base = affine(n)
     if base is n or not offset or offset != -slope:
         return None
@@ -220,18 +228,29 @@ def _exp(rep, n):
 
 def _div(rep, n):
     (x, y), q = n.inputs, n.value
-    both = (powerful(x) and powerful(y)) or (vanishing(x) and vanishing(y))
-    extreme = explosive(x) or explosive(y) or both
-    if fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar) and not extreme:
+    fitting = fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar)
+    a, b = (x, y) if fitting else map(rep.resolved, n.inputs)
+    both = (powerful(a) and powerful(b)) or (vanishing(a) and vanishing(b))
+    extreme = explosive(a) or explosive(b) or both
+    if fitting and not extreme:
         return q
-    q, tends = _quotient(rep, n, extreme), limit(x, y)
-    if tends is None:
-        return q
-    return jnp.where((x.value == 0) & (y.value == 0) & jnp.isfinite(tends), tends, q)
+    return _quotient(rep, n, extreme)
+
+
+def uncast(n: Node) -> jax.Array | None:
+    """Return `n` as it was before a cast to a smaller range, where a sum overflows."""
+    if n.name != "convert_element_type" or not n.inputs[0].floating:
+        return None
+    v = n.inputs[0].value
+    return v if largest(v.dtype) > largest(n.aval.dtype) else None
 
 
 def _quotient(rep, n, extreme):
     (x, y), q = n.inputs, n.value
+    if (wide := uncast(x)) is not None:
+        total = uncast(y)
+        exact = narrow(safe_div(wide, widen(y.value) if total is None else total), q.dtype)
+        q = jnp.where(jnp.isfinite(x.raw) & jnp.isfinite(y.raw), q, exact)
     better = [accurate(rep, x), accurate(rep, y)]
     a, b = (i.value if v is None else v for i, v in zip((x, y), better, strict=True))
     if any(v is not None for v in better):
@@ -240,6 +259,10 @@ def _quotient(rep, n, extreme):
     if not extreme:
         return q
     return by_log(rep, n, in_range(a) & in_range(b), q)
+
+
+# The rounding of log(1 + p) shows in a product with more than this.
+MAGNIFYING = 256.0
 
 
 def _mul(rep, n):
@@ -251,6 +274,10 @@ def _mul(rep, n):
         or is_weighted(x, y)
         or is_weighted(y, x)
     )
+    for i, other in ((x, y), (y, x)):
+        if i.name == "log" and max(map(abs, other.bounds)) > MAGNIFYING:
+            if (better := accurate(rep, i)) is not None:
+                q = jnp.where(abs(other.value) > MAGNIFYING, better * other.value, q)
     if fits(n) and not masked:
         return q
     fixed = saturate(q, jnp.isfinite(a) & jnp.isfinite(b))
@@ -305,17 +332,23 @@ def _uncancelled(n: Node) -> jax.Array:
             continue
         offset, slope, base = affine(resolved(r.inputs[0]))
         pair = factors(resolved(base))
-        if offset <= 0 or slope != 1 or not pair or not same(*pair):
-            continue
-        if same(resolved(pair[0]), resolved(a)):
+        if a.scalar and abs(offset - a.scalar**2) <= 2.0**-23 * offset:
+            rest = slope * base.value
+        elif offset > 0 and slope == 1 and pair and same(*map(resolved, (pair[0], a))):
+            rest = offset if same(*pair) else None
+        else:
+            rest = None
+        if rest is not None:
             toward = -a.value if n.name == "sub" else a.value
-            other = sign * offset / (root.value - toward)
+            other = sign * rest / (root.value - toward)
             return jnp.where((toward < 0) & (abs(s) < abs(a.value) / 256), other, s)
     return s
 
 
 def _add(rep, n):
     (x, y), s = n.inputs, _uncancelled(n)
+    if (quotient := gamma_quotient(n)) is not None:
+        s = jnp.where(quotient[1], quotient[0].astype(s.dtype), s)
     if fits(n):
         return s
     a, b = x.value, y.value
@@ -328,44 +361,11 @@ def _sub(rep, n):
     if (not finite(x.bounds) and not finite(y.bounds)) or (is_input(x) and is_largest(y)):
         # log(0 / 0): what is masked stays masked; an infinite maximum is 0 from itself.
         s = jnp.where((a == b) & jnp.isinf(a), jnp.minimum(a, 0), s)
-    spread = _variance(n)
-    if spread is not None:
+    if (spread := variance(n)) is not None:
         # E[x^2] - E[x]^2 has lost as many bits as the quotient is small.
-        s = jnp.where(abs(s) < abs(a) / 256, spread.astype(s.dtype), s)
+        found, sound = spread
+        s = jnp.where(sound & (abs(s) < abs(a) / 256), found.astype(s.dtype), s)
     return s
-
-
-def _sum(n: Node) -> tuple[float, Node, tuple[int, ...]] | None:
-    """Return (scale, x, axes) where n = scale * sum(x), else None."""
-    offset, slope, base = affine(n)
-    if not offset and (inner := underneath(base)) is not base:
-        deeper = _sum(inner)
-        return deeper and (slope * deeper[0], *deeper[1:])
-    if offset or base.name != "reduce_sum":
-        return None
-    return slope, base.inputs[0], base.eqn.params["axes"]
-
-
-def _variance(n):
-    """Return sum((x - mean x)(y - mean y)), scaled, for n = sum(x y) - sum(x) sum(y) / count."""
-    offset, slope, base = affine(n.inputs[1])
-    products, means = _sum(n.inputs[0]), factors(underneath(base))
-    if offset or products is None or means is None:
-        return None
-    scale, product, axes = products
-    first, second, factors_of = _sum(means[0]), _sum(means[1]), factors(product)
-    if first is None or second is None or factors_of is None or {first[2], second[2]} != {axes}:
-        return None
-    count = math.prod(product.aval.shape[i] for i in axes)
-    pairs = (factors_of, factors_of[::-1])
-    if not any(same(first[1], x) and same(second[1], y) for x, y in pairs):
-        return None
-    if abs(slope * first[0] * second[0] * count / scale - 1) > 1e-6:
-        return None
-    x, y = widen(first[1].value), widen(second[1].value)
-    about = lambda v: v - jnp.mean(v, axes, keepdims=True)
-    spread = scale * jnp.sum(about(x) * about(y), axes)
-    return spread.reshape(n.aval.shape) if spread.size == math.prod(n.aval.shape) else None
 
 
 def _pow(rep, n):
@@ -498,9 +498,20 @@ DOMAINS = {"acos": (-1.0, 1.0), "asin": (-1.0, 1.0), "acosh": (1.0, math.inf)}
 def _by_op(rep, n):
     """A function of the catalogue."""
     low, high = DOMAINS.get(n.name, (-math.inf, math.inf))
+    if n.name in ("acos", "acosh") and (c := rep.complement(n.inputs[0])) is not None:
+        return _beside_one(n, c)
     if fits(n) and low <= n.inputs[0].bounds[0] and n.inputs[0].bounds[1] <= high:
         return n.value
     return unless_finite(n.value, TOTAL[n.name](*(i.value for i in n.inputs)))
+
+
+def _beside_one(n, c):
+    """acos(1 - c) = 2 asin(sqrt(c / 2)) and acosh(1 - c) = 2 asinh(sqrt(-c / 2)) for a small c."""
+    half, invert = (c / 2, lax.asin) if n.name == "acos" else (-c / 2, lax.asinh)
+    near = (half >= 0) & (half < 2.0**-9)
+    angle = 2 * invert(jnp.sqrt(jnp.where(near, half, 1)))
+    other = unless_finite(n.value, TOTAL[n.name](n.inputs[0].value))
+    return jnp.where(near, angle.astype(n.value.dtype), other)
 
 
 def _reduce_sum(rep, n):
@@ -616,9 +627,37 @@ def repaired(rep: Representations, n: Node) -> jax.Array:
     """Return the value that `n` has in the values mode."""
     rule = RULES.get(n.name)
     if not n.floating:
-        return n.value
+        return compared(rep, n) if n.name in _jax.NEGATED else n.value
     value = n.value if rule is None else rule(rep, n)
+    if n.name in UNDEFINED and (tends := limit(n)) is not None:
+        at = UNDEFINED[n.name](rep, *n.inputs)
+        value = jnp.where(at & jnp.isfinite(tends), tends, value)
     return healed(rep, n, value) if n.name in HEALING else value
+
+
+def at_pole(rep, n):
+    pole = rep.extended(n)
+    return jnp.zeros(n.aval.shape, bool) if pole is None else jnp.isinf(pole)
+
+
+# Where an operation has no value, but may have a limit.
+UNDEFINED = {
+    "div": lambda rep, x, y: (x.value == 0) & (y.value == 0),
+    "mul": lambda rep, x, y: (
+        ((x.value == 0) & at_pole(rep, y)) | ((y.value == 0) & at_pole(rep, x))
+    ),
+    "pow": lambda rep, x, y: (x.value == 1) & at_pole(rep, y),
+    **dict.fromkeys(("add", "add_any", "sub"), lambda rep, x, y: at_pole(rep, x) & at_pole(rep, y)),
+}
+
+
+def compared(rep, n):
+    """Return a comparison of poles as the infinities that they are: not 0 < 1 of 1 / 0 < 1."""
+    poles = [rep.extended(i) for i in n.inputs]
+    if all(p is None for p in poles):
+        return n.value
+    operands = [i.value if p is None else p for p, i in zip(poles, n.inputs, strict=True)]
+    return _jax.bind(n.eqn, *operands)[0]
 
 
 # What makes a finite number of an infinity.
