@@ -334,7 +334,7 @@ def _uncancelled(n: Node) -> jax.Array:
         pair = factors(resolved(base))
         if a.scalar and abs(offset - a.scalar**2) <= 2.0**-23 * offset:
             rest = slope * base.value
-        elif offset > 0 and slope == 1 and pair and same(*map(resolved, (pair[0], a))):
+        elif offset > 0 and slope == 1 and pair and same(resolved(pair[0]), resolved(a)):
             rest = offset if same(*pair) else None
         else:
             rest = None
