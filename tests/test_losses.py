@@ -119,6 +119,17 @@ def test_row_of_only_minus_inf():
     assert not np.any(jax.grad(losses.softmax_cross_entropy)(x, z))
 
 
+@pytest.mark.parametrize("loss", [losses.softmax_cross_entropy, losses.softmax_focal_loss])
+def test_infinite_logits_that_tie_share(loss):
+    """Two logits of inf have a half each, as two of 1e30 have, in value and slope."""
+    label = jnp.array([1.0, 0.0, 0.0])
+    value, slope = jax.value_and_grad(loss)(jnp.array([jnp.inf, jnp.inf, 0.0]), label)
+    want, like = jax.value_and_grad(loss)(jnp.array([1e30, 1e30, 0.0]), label)
+    assert value == want > 0
+    np.testing.assert_array_equal(slope, like)
+    assert slope[0] == -slope[1] != 0
+
+
 def test_binary_cross_entropy_at_its_ends():
     p = jnp.asarray([0.0, 1.0, 0.0, 1.0])
     z = jnp.asarray([0.0, 1.0, 1.0, 0.0])

@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "softmax_cross_entropy(margin)": _CONSTANT,
     "softmax_cross_entropy(masked logits)": _CONSTANT,
     "softmax_cross_entropy_with_integer_labels(margin)": _CONSTANT,
-    "softmax_focal_loss": _COMPOSED,
+    "softmax_focal_loss": _CONSTANT + " What several sums read is written to memory.",
     "train step, Autoencoder": _UPDATE,
     "train step, Classifier": _UPDATE,
     "skip_nonfinite": _UPDATE,

@@ -27,7 +27,6 @@ from .._numerics import (
 )
 from .._spec import rule_of, total
 from .._zmul import zmul
-from ..ops import softmax
 from ..ops._reduce import keep, sum_of
 from ..ops._similarity import difference
 
@@ -141,9 +140,8 @@ def narrowed(x, *, dtype):
     return cast(infinite_with(clip(x, -most, most), x), dtype)
 
 
-def misses(x: jax.Array, mask: jax.Array | None, axes: tuple[int, ...]) -> jax.Array:
-    """Return 1 - softmax(x), from the other weights where one holds more than half."""
-    p = softmax(widen(x), axes, mask)
+def misses(p: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Return 1 - p for a softmax p, from the other weights where one holds more than half."""
     return jnp.where(p > 0.5, sum_of(jnp.where(p > 0.5, 0, p), axes), 1 - p)
 
 

@@ -57,7 +57,7 @@ def soft_slope(x, z, mask=None, *, axis):
     s = at_least(sum_of(e, axis), 0.5)
     ratio = jnp.where(s < 1, 0, sum_of(w, axis)) / s
     # These sum to 0, so that of a class with p > 1/2 is formed from the others.
-    lone = v >= jnp.where(s < 2, m, inf)
+    lone = (v >= m) & (s < 2)
     others = jnp.where(lone, 0, e * ratio - w)
     slope = jnp.where(lone, -sum_of(others, axis), others)
     slope, most = jnp.where(s < 1, 0, slope), largest(x.dtype)

@@ -1,6 +1,7 @@
 """Cross-entropies bent by the probability of a miss: focal losses and PolyLoss."""
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,14 @@ from jax import lax
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from .._apart import constants
-from .._numerics import cast, held, infinite_with, largest, promote, widen, within
+from .._apart import apart, constants
+from .._numerics import cast, held, infinite_with, largest, promote, smallest, widen, within
 from .._spec import total
 from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid, softmax
-from ..ops._reduce import keep
+from ..ops._reduce import keep, sum_of
 from ..ops._similarity import difference
+from ..ops._softmax import at_least, exp_less, shift
 from ._binary import bce_from_logits, doubt, logits_and_labels
 from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
@@ -67,7 +69,24 @@ def _miss(x, z):
     return (1 - z) * sigmoid(x) + z * sigmoid(-x)
 
 
-def _by_logit(out, x, z, *options, halves):
+def _jvp_of(form):
+    """The rule of a function that has a quicker form of its own for the value of `form`."""
+
+    def rule(out, arrays, tangents, **static):
+        given = [k for k, t in enumerate(tangents) if t is not None]
+
+        def of_given(*some):
+            every = list(arrays)
+            for k, a in zip(given, some, strict=True):
+                every[k] = a
+            return held(form(*every, **static), out.dtype)
+
+        return jax.jvp(of_given, [arrays[k] for k in given], [tangents[k] for k in given])[1]
+
+    return rule
+
+
+def _by_logit(x, z, *options, halves, weighted):
     z = _between(z)
     x, gamma, yes, no = map(widen, (x, *options))
     p, q, miss = sigmoid(x), sigmoid(-x), _miss(x, z)
@@ -75,18 +94,6 @@ def _by_logit(out, x, z, *options, halves):
     bend = (1 - 2 * z) * safe_div(p * q, miss)
     slope = zmul(1 - z, p) - zmul(z, q) + gamma * product(bce_from_logits(x, z), bend)
     return product((yes * z + no * (1 - z)) * _power(miss, gamma, halves), slope)
-
-
-def _rule_logit_slope(out, arrays, tangents, *, halves, weighted):
-    given = [k for k, t in enumerate(tangents) if t is not None]
-
-    def of_given(*some):
-        every = list(arrays)
-        for k, a in zip(given, some, strict=True):
-            every[k] = a
-        return held(_by_logit(None, *every, halves=halves), out.dtype)
-
-    return jax.jvp(of_given, [arrays[k] for k in given], [tangents[k] for k in given])[1]
 
 
 def _near_log1p(q):
@@ -98,11 +105,11 @@ def _near_log1p(q):
     return u * (2 + p)
 
 
-@total(jvp=_rule_logit_slope)
+@total(jvp=_jvp_of(_by_logit))
 def _logit_slope(x, z, *options, halves, weighted):
     """`_by_logit` from one exponential; its derivatives are those of the total functions there."""
     if halves is None:
-        return held(_by_logit(None, x, z, *options, halves=halves), x.dtype)
+        return held(_by_logit(x, z, *options, halves=halves, weighted=weighted), x.dtype)
     u, _, yes, no = map(widen, (x, *options))
     v = _between(z)
     size = jnp.minimum(abs(u), 1e4)  # q is 0 from there on
@@ -223,27 +230,79 @@ def _losses(x, mask, axis):
     return -jnp.maximum(lp, -largest(lp.dtype))
 
 
+def _by_class_logits(x, z, gamma, mask=None, *, axis, halves):
+    p, g, gamma = softmax(widen(x), axis, mask), _losses(x, mask, axis), widen(gamma)
+    q, z = misses(p, axis), widen(keep(z, mask))
+    # As a function of the log-probabilities the loss has the slope -z q^gamma (1 + gamma p g / q);
+    # through the softmax that is a cross-entropy with these labels.
+    bent = product(_power(q, gamma, halves), 1 + gamma * product(p, safe_div(g, q)))
+    masks = () if mask is None else (mask,)
+    return soft_slope(widen(x), product(z, bent), *masks, axis=axis)
+
+
+class _Row(NamedTuple):
+    """What the focal loss needs of a row of classes."""
+
+    e: jax.Array
+    """exp(x - max x)"""
+    s: jax.Array
+    """The sum of e: at least 1, but 0 in a row of only -inf."""
+    p: jax.Array
+    q: jax.Array
+    """1 - p"""
+    g: jax.Array
+    """-log p, held at the largest finite number."""
+
+
+def _row(x, mask, axis):
+    v = widen(keep(x, mask, -math.inf))
+    m = shift(v, axis)
+    e = exp_less(v, m)
+    s, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
+    # All but one of the largest; where s < 2 there is one, and `rest` has kept the digits of the
+    # others, as q does, since 1 - e is 0 at that one.
+    others, n = jnp.where(s < 2, rest, s - 1), at_least(s, 1)
+    log, fall = jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)), m - v
+    fall = jnp.where(fall > 0, jnp.minimum(fall, largest(v.dtype)), 0)
+    return _Row(e, s, e / n, (others + (1 - e)) / n, fall + log)
+
+
+@total(jvp=_jvp_of(_by_class_logits))
+def _class_slope(x, z, gamma, mask=None, *, axis, halves):
+    """`_by_class_logits` from one exponential; its derivatives are those of the functions there."""
+    if halves is None:
+        return held(_by_class_logits(x, z, gamma, mask, axis=axis, halves=halves), x.dtype)
+    e, s, p, q, g = _row(x, mask, axis)
+    tiny = smallest(e.dtype)  # g / q -> 1 as both underflow
+    bent = _root_power(q, halves) * (1 + halves / 2 * (p * ((g + tiny) / (q + tiny))))
+    w = jnp.where(s < 1, 0, widen(keep(z, mask)))
+    c, (one,) = held(w * bent, e.dtype), constants(e, 1)
+    # The slope p sum(c) - c; of a class with p > 1/2 without what cancels there.
+    every, others = sum_of(c, axis), sum_of(c * (one - jnp.floor(apart(e))), axis)
+    lone = (e >= 1) & (s < 2)
+    slope = p * jnp.where(lone, apart(others), apart(every)) - jnp.where(lone, q, 1) * c
+    return keep(held(slope, x.dtype), mask)
+
+
 def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
     x, z, gamma, *mask = arrays
     where = mask[0] if mask else None
-    p, q, g = softmax(widen(x), axis, where), misses(x, where, axis), _losses(x, where, axis)
-    gamma, z = widen(gamma), widen(keep(z, where))
-    weight = _power(q, gamma, halves)
-    by_label = product(weight, g)
+
+    def by_label():
+        q = misses(softmax(widen(x), axis, where), axis)
+        return product(_power(q, widen(gamma), halves), _losses(x, where, axis)), q
+
+    def by_gamma():
+        bent, q = by_label()
+        return product(product(widen(keep(z, where)), bent), safe_log(q))
+
     slopes = (
-        # As a function of the log-probabilities the loss has the slope -z q^gamma (1 + gamma p g /
-        # q); through the softmax that is a cross-entropy with these labels.
-        lambda: soft_slope(
-            widen(x),
-            product(z, product(weight, 1 + gamma * product(p, safe_div(g, q)))),
-            *mask,
-            axis=axis,
-        ),
-        lambda: keep(by_label, where),
-        lambda: product(product(z, by_label), safe_log(q)),
+        lambda: _class_slope(*arrays, axis=axis, halves=halves),
+        lambda: narrowed(keep(by_label()[0], where), dtype=z.dtype),
+        lambda: narrowed(by_gamma(), dtype=gamma.dtype),
     )
     parts = [
-        widen(zmul(narrowed(slope(), dtype=t.dtype), t))
+        widen(zmul(slope(), t))
         for slope, t in zip(slopes, tangents[:3], strict=True)
         if t is not None
     ]
@@ -252,9 +311,23 @@ def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
 
 @total(jvp=_rule_softmax_focal)
 def _softmax_focal(x, z, gamma, mask=None, *, axis, halves):
-    weight = _power(misses(x, mask, axis), gamma, halves)
-    terms = product(widen(keep(z, mask)), product(weight, _losses(x, mask, axis)))
-    return saturated_sum(terms, axis, None, x.dtype)
+    w = widen(keep(z, mask))
+    if halves is None:
+        q, g = misses(softmax(widen(x), axis, mask), axis), _losses(x, mask, axis)
+        bent = product(_power(q, widen(gamma), halves), g)
+    else:
+        _, _, _, q, g = _row(x, mask, axis)
+        bent = at_least(_root_power(q, halves) * g, 0)
+
+    def safe(w, bent):
+        return saturated_sum(product(w, bent), axis, None, x.dtype)
+
+    def fast(w, bent):
+        y = jnp.sum(w * bent, axis=axis)
+        fits = jnp.all(abs(y) <= largest(x.dtype))
+        return lax.cond(fits, lambda: cast(y, x.dtype), lambda: safe(w, bent))
+
+    return lax.platform_dependent(w, bent, cpu=fast, default=safe)
 
 
 def softmax_focal_loss(
@@ -334,7 +407,7 @@ def poly_loss_cross_entropy(
     name = "poly_loss_cross_entropy"
     (x, z, *mask), axes = soft_labels(name, logits, labels, axis, where)
     where = mask[0] if mask else None
-    missed = product(widen(z), misses(x, where, axes))
+    missed = product(widen(z), misses(softmax(widen(x), axes, where), axes))
     loss = soft_cross_entropy(x, z, *mask, axis=axes)
     loss, miss, weight = promote(name, loss, saturated_sum(missed, axes, where, z.dtype), epsilon)
     return difference(loss, -product(weight, miss))

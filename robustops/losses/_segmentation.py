@@ -18,9 +18,10 @@ def _probabilities(name: str, predictions: jax.Array, apply: bool) -> tuple[jax.
     """Return probabilities p and 1 - p, each with its own digits."""
     x = widen(predictions)
     if apply:
-        return (
-            (sigmoid(x), sigmoid(-x)) if x.shape[-1] == 1 else (softmax(x), misses(x, None, (-1,)))
-        )
+        if x.shape[-1] == 1:
+            return sigmoid(x), sigmoid(-x)
+        p = softmax(x)
+        return p, misses(p, (-1,))
     if not isinstance(x, Tracer):
         values = np.asarray(x)
         sums = values.sum(axis=-1)
