@@ -66,14 +66,17 @@ def check_count(where: str, name: str, value: Any) -> None:
         raise ValueError(f"{where}: {name} must be an integer >= 1, got {value!r}")
 
 
-def check_same_leaves(updates: Any, params: Any, what: str = "the gradients have") -> None:
-    """Refuses gradients that do not have one leaf for each parameter."""
-    given, wanted = len(jax.tree.leaves(updates)), len(jax.tree.leaves(params))
-    if given != wanted:
-        raise ValueError(
-            f"update: {what} {given} leaves and the parameters {wanted}; pass the"
-            " parameters that were differentiated, filtered alike (a None has no leaf)"
-        )
+def check_same_leaves(
+    given: Any,
+    params: Any,
+    what: str = "the gradients have",
+    advice: str = "pass the parameters that were differentiated, filtered alike (a None has no"
+    " leaf)",
+) -> None:
+    """Refuses gradients, or `what` is given, that do not have one leaf for each parameter."""
+    count, wanted = len(jax.tree.leaves(given)), len(jax.tree.leaves(params))
+    if count != wanted:
+        raise ValueError(f"update: {what} {count} leaves and the parameters {wanted}; {advice}")
 
 
 def check_params(where: str, params: Any) -> None:

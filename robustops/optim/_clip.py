@@ -16,7 +16,7 @@ from robustops.optim._norms import (
     is_float,
     map_floats,
     plain_norms,
-    times,
+    shrunk,
     tree_norm,
     unit_norms,
     units,
@@ -141,7 +141,7 @@ def shrink_units(
     """`tree` with each unit scaled down to its limit; norms and limits are packed."""
     rows = [(n.exceeds(c), *n.factors(c)) for n, c in zip(norms, limits, strict=True)]
     parts = [packing.unpack([row[k] for row in rows]) for k in range(3)]
-    return map_floats(lambda x, over, *f: jnp.where(over, times(x, *f), x), tree, *parts)
+    return map_floats(shrunk, tree, *parts)
 
 
 def params_of(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:

@@ -225,55 +225,55 @@ def _update_to(updates: optax.Updates, params: Any, snapshot: Any) -> optax.Upda
 
 def _sound(p: Proposal, updates: optax.Updates, new_state: Any) -> jax.Array:
     """Whether nothing that the step reads or makes is newly non-finite."""
-    faults = [_fault(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
-    faults += _state_faults(p.inner_state, new_state) + _update_faults(updates, p.params)
-    terms = _deal(faults, _leaf_counts(updates))
+    read = [jnp.asarray(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
+    made = _made_state(p.inner_state, new_state) + _made_updates(updates, p.params)
+    terms = _deal([part for x in read + made for part in _parts(x)], _leaf_counts(updates))
     folded, each = (functools.partial(form, terms, jnp.float32) for form in (sum_folded, sum_each))
     return by_platform(folded, each, terms) == 0
 
 
-def _fault(x: Any) -> jax.Array:
-    """0, and NaN where x is not finite: faults can be added up."""
-    x = jnp.asarray(x)
+def _parts(x: jax.Array) -> list[jax.Array]:
+    """What is finite if and only if x is, real and in float32 or wider."""
     if jnp.iscomplexobj(x):
-        return _fault(x.real) + _fault(x.imag)
-    return (x - x).astype(jnp.float32)
+        return [x.real, x.imag]
+    return [x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x]
 
 
-def _state_faults(old: Any, new: Any) -> list[jax.Array]:
-    """Not of what was not finite before: some states start at inf, as a best loss does.
+def _made_state(old: Any, new: Any) -> list[jax.Array]:
+    """0 in place of what was not finite before: some states start at inf, as a best loss does.
 
     A `last_norm` is a report, which is meant to show a NaN.
     """
     rows = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True)
     return [
-        _fault(jnp.where(jnp.isfinite(x), y, 0))
+        # Not `where`, a function that would be called, and inlined, for each leaf.
+        lax.select(jnp.isfinite(x), jnp.asarray(y), jnp.zeros_like(y))
         for (path, x), y in rows
         if is_float(y) and is_float(x) and not jax.tree_util.keystr(path).endswith(".last_norm")
     ]
 
 
-def _update_faults(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
+def _made_updates(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
     leaves = [jnp.asarray(u) for u in jax.tree.leaves(updates)]
     if params is None:
-        return [_fault(u) for u in leaves if is_float(u)]
+        return [u for u in leaves if is_float(u)]
     check_same_leaves(updates, params)
     pairs = zip(leaves, map(jnp.asarray, jax.tree.leaves(params)), strict=True)
-    return [_arrival_fault(u, p) for u, p in pairs if is_float(u) or is_float(p)]
+    return [x for u, p in pairs if is_float(u) or is_float(p) for x in _arrival(u, p)]
 
 
-def _arrival_fault(u: jax.Array, p: jax.Array) -> jax.Array:
-    """NaN where u is not finite, or the parameter that it makes; else 0."""
+def _arrival(u: jax.Array, p: jax.Array) -> list[jax.Array]:
+    """What is finite if u is, and the parameter that it makes."""
     info = jnp.finfo(p.dtype) if is_float(p) else None
     if info is None or (info.bits < 32 and info.dtype != jnp.bfloat16) or jnp.iscomplexobj(u):
         made = (p + u).astype(p.dtype)
-        return _fault(u) + _fault(jnp.where(jnp.isfinite(p), made, 0))
+        return [x for x in (u, jnp.where(jnp.isfinite(p), made, 0)) if is_float(x)]
     # Half a unit in the last place of the largest number, 1e31 in float32: no finite parameter
     # overflows by less. So the parameters need not be read. float16 would leave 16. Times a power
     # of two what is larger overflows; constants and selects would take longer to compile.
     own = jnp.finfo(u.dtype)
     room = int(info.maxexp) - int(info.nmant) - 2
-    return _fault(u * 2.0 ** max(int(own.maxexp) - room, 0))
+    return [u * 2.0 ** max(int(own.maxexp) - room, 0)]
 
 
 def _leaf_counts(tree: Any) -> dict[Hashable, int]:
@@ -283,18 +283,19 @@ def _leaf_counts(tree: Any) -> dict[Hashable, int]:
     return counts
 
 
-def _deal(faults: list[jax.Array], counts: dict[Hashable, int]) -> list[jax.Array]:
-    """Those of one parameter (gradient, moments, update) added up, so that one kernel reads them.
+def _deal(values: list[jax.Array], counts: dict[Hashable, int]) -> list[jax.Array]:
+    """0, and NaN where something is not finite, for each parameter, so that one kernel reads it.
 
     Leaves of one shape come in the order of the parameters, tree after tree, so dealing them out
-    in turn puts a parameter's own together. A wrong guess costs time only.
+    in turn puts a parameter's own (gradient, moments, update) together. A wrong guess costs time
+    only.
     """
     groups: dict[Hashable, jax.Array] = {}
     seen: dict[Hashable, int] = {}
-    for f in faults:
-        kind = layout(f)
+    for x in values:
+        kind = layout(x)
         turn = seen.get(kind, 0)
         seen[kind] = turn + 1
         key = kind, turn % counts.get(kind, 1)
-        groups[key] = groups[key] + f if key in groups else f
-    return list(groups.values())
+        groups[key] = groups[key] * x if key in groups else x - x
+    return [zero.astype(jnp.float32) for zero in groups.values()]

@@ -218,11 +218,12 @@ def guard(
         if clipping is not None or max_relative_update is not None:
             check_params("guard", params)
         leaves = float_leaves(updates)
-        norms, packing = [], None
+        norms, limits, packing = [], [], None
         if clipping is None:
             norm = tree_norm(leaves)
         else:
             norms, norm, packing = unit_norms(leaves, units)
+            limits = unit_limits(updates, params, packing, clipping, eps)
         finite = all_shards(jnp.isfinite(norm.scaled), axis_name)
         norm = Norm(*lax.optimization_barrier(largest(norm, axis_name)))
         # Without a limit the leaves pass; a share of a limit that is not exceeded is infinite.
@@ -233,9 +234,8 @@ def guard(
             limit = jnp.minimum(limit, learned.astype(limit.dtype))
         clips = norm.exceeds(limit)
         factors = [norm.factors(limit)]
-        if clipping is not None and packing is not None:
+        if packing is not None:
             all_of = lax.optimization_barrier(jnp.where(clips, factors[0][1], jnp.inf))
-            limits = unit_limits(updates, params, packing, clipping, eps)
             shares = [n.share(c, norm, all_of) for n, c in zip(norms, limits, strict=True)]
             shrunk = [
                 n.shrunk_by(r) for n, r in zip(norms, lax.optimization_barrier(shares), strict=True)

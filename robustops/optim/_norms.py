@@ -1,6 +1,7 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
@@ -62,7 +63,12 @@ class Norm(NamedTuple):
 
     def shrink(self, x: jax.Array, limit: jax.Array) -> jax.Array:
         """`x` scaled down to norm `limit`; bit-identical where it is smaller or not finite."""
-        return jnp.where(self.exceeds(limit), times(x, *self.factors(limit)), x)
+        return shrunk(x, self.exceeds(limit), *self.factors(limit))
+
+
+def shrunk(x: jax.Array, exceeds: jax.Array, *factors: jax.Array) -> jax.Array:
+    """`x` times each factor where its norm `exceeds` a limit; else bit-identical."""
+    return jnp.where(exceeds, times(x, *factors), x)
 
 
 def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
@@ -127,33 +133,67 @@ class Packing(NamedTuple):
     shapes: list[tuple[int, ...]]
     """Of the units of each leaf, with kept dimensions."""
     groups: list[list[int]]
-    """Leaves whose units share a vector; what is alone keeps its shape."""
+    """Leaves whose units share a vector, alike ones in a row; what is alone keeps its shape."""
 
-    def pack(self, each: Sequence[jax.Array]) -> list[jax.Array]:
-        """One array for each group, from one for each leaf."""
-        join = lambda group: jnp.concatenate([each[i].reshape(-1) for i in group])
-        return [join(g) if len(g) > 1 else each[g[0]] for g in self.groups]
+    def pack(self, each: Sequence[jax.Array | None]) -> list[jax.Array]:
+        """One array for each group, from one for each leaf, or for the first of a row of alike."""
+        parts = [[x for i in group if (x := each[i]) is not None] for group in self.groups]
+        join = lambda group, xs: (
+            jnp.concatenate([x.reshape(-1) for x in xs]) if len(group) > 1 else xs[0]
+        )
+        return list(map(join, self.groups, parts))
 
     def unpack(self, packed: Sequence[jax.Array]) -> list[jax.Array]:
         """One array for each leaf, from one for each group."""
         each = {}
         for vector, group in zip(packed, self.groups, strict=True):
-            start = 0
-            for i in group:
-                size = math.prod(self.shapes[i])
-                part = vector[start : start + size] if len(group) > 1 else vector
-                each[i], start = part.reshape(self.shapes[i]), start + size
+            if len(group) == 1:
+                each[group[0]] = vector
+                continue
+            sizes = [math.prod(self.shapes[i]) for i in group]
+            # Numbers that XLA does not see, so that it makes one kernel for all leaves of a shape.
+            starts = [jnp.int32(n) for n in itertools.accumulate(sizes[:-1], initial=0)]
+            for i, *at, size in zip(group, lax.optimization_barrier(starts), sizes, strict=True):
+                part = lax.dynamic_slice(vector, at, [size], allow_negative_indices=False)
+                each[i] = part.reshape(self.shapes[i])
         return [each[i] for i in range(len(self.shapes))]
 
 
 def _packing(leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]) -> Packing:
-    groups: dict[Hashable, list[int]] = {}
     shapes = []
-    for i, x in enumerate(leaves):
+    for x in leaves:
         own = set(a % x.ndim for a in axes(x.shape))
         shapes.append(tuple(1 if a in own else n for a, n in enumerate(x.shape)))
-        groups.setdefault((_real(x), i if _is_split(x) else None), []).append(i)
+    groups: dict[Hashable, list[int]] = {}
+    for alike in _alike(leaves):
+        first = leaves[alike[0]]
+        key = _real(first), alike[0] if _is_split(first) else None
+        groups[key] = groups.get(key, []) + alike
     return Packing(shapes, list(groups.values()))
+
+
+def _alike(leaves: Sequence[jax.Array]) -> list[list[int]]:
+    """Indices of leaves that can be stacked."""
+    kinds: dict[Hashable, list[int]] = {}
+    for i, x in enumerate(leaves):
+        kinds.setdefault((layout(x), x.dtype, i if _is_split(x) else None), []).append(i)
+    return list(kinds.values())
+
+
+def _stacks(leaves: Sequence[jax.Array]) -> list[tuple[list[int], jax.Array]]:
+    """Indices of leaves, and these leaves along a new first axis: a kernel for all of one shape.
+
+    At the price of a copy: for what is seldom computed, and compiled all the same.
+    """
+
+    def stack(xs: list[jax.Array]) -> jax.Array:
+        if len(xs) == 1:
+            return xs[0][None]
+        # Unlike `jnp.stack` no operation for each leaf.
+        joined = jnp.concatenate([x if x.ndim else x.reshape(1) for x in xs])
+        return joined.reshape(len(xs), *xs[0].shape)
+
+    return [(alike, stack([leaves[i] for i in alike])) for alike in _alike(leaves)]
 
 
 def _is_split(x: jax.Array) -> bool:
@@ -180,6 +220,14 @@ def unit_norms(
         scales = [small[_real(x)] for x in leaves] if scaled else None
         return packing.pack(_sum_units(leaves, axes, scales))
 
+    def stacked_sums() -> list[jax.Array]:
+        each: list[jax.Array | None] = [None] * len(leaves)
+        for alike, x in _stacks(leaves):
+            own = [a % (x.ndim - 1) + 1 for a in axes(x.shape[1:])]
+            s = jnp.sum(_square(x, _real(x), small[_real(x)]), own, keepdims=True)
+            each[alike[0]] = s if len(alike) > 1 else jnp.squeeze(s, 0)
+        return packing.pack(each)
+
     def with_totals(squares: list[jax.Array]) -> Sums:
         of = lambda kind: [s.sum() for s, d in zip(squares, dtypes, strict=True) if d == kind]
         return squares, [together(jnp.add, of(kind)) for kind in kinds]
@@ -199,7 +247,7 @@ def unit_norms(
     def on_demand() -> tuple[Sums, Sums]:
         plain = with_totals(lax.optimization_barrier(sums()))
         any_needed = functools.reduce(jnp.logical_or, needed(plain), jnp.bool_(False))
-        return plain, lax.cond(any_needed, lambda: rescued(plain, sums(True)), lambda: plain)
+        return plain, lax.cond(any_needed, lambda: rescued(plain, stacked_sums()), lambda: plain)
 
     def at_once() -> tuple[Sums, Sums]:
         # Two sums of one pass; without the barrier the plain one is formed again for its total.
@@ -269,7 +317,7 @@ def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
     def on_demand() -> tuple[jax.Array, jax.Array]:
         plain = sum_folded(squares(), dtype)
         large = plain > limit
-        rescued = lambda: sum_folded(squares(opaque), dtype)
+        rescued = lambda: sum_each([_square(x, dtype, opaque) for _, x in _stacks(leaves)], dtype)
         # The scale is not a result of the cond: a constant would not vary over shards as sums do.
         return lax.cond(large, rescued, lambda: plain), jnp.where(large, small, one)
 

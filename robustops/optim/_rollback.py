@@ -132,7 +132,8 @@ def rollback(
         extra_args: dict[str, Any],
     ) -> Proposal:
         check_params("rollback", params)
-        check_same_leaves(state.params, params, "the snapshot has")
+        advice = "pass the parameters that the state was made from by init"
+        check_same_leaves(state.params, params, "the snapshot has", advice)
         for p, s in zip(jax.tree.leaves(params), jax.tree.leaves(state.params), strict=True):
             if jnp.result_type(p) != s.dtype:
                 raise ValueError(
