@@ -11,7 +11,6 @@ from jax.typing import ArrayLike
 from robustops.optim._checks import check_number, check_params, check_same_leaves
 from robustops.optim._norms import (
     Norm,
-    Packing,
     float_leaves,
     is_float,
     map_floats,
@@ -21,6 +20,7 @@ from robustops.optim._norms import (
     unit_norms,
     units,
 )
+from robustops.optim._packing import Packing
 
 
 class ClipByGlobalNormState(NamedTuple):

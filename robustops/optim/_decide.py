@@ -17,10 +17,10 @@ from robustops.optim._norms import (
     all_shards,
     by_platform,
     is_float,
-    layout,
     sum_each,
     sum_folded,
 )
+from robustops.optim._packing import layout
 
 Step = Callable[[], tuple[Any, optax.OptState]]
 
@@ -225,55 +225,56 @@ def _update_to(updates: optax.Updates, params: Any, snapshot: Any) -> optax.Upda
 
 def _sound(p: Proposal, updates: optax.Updates, new_state: Any) -> jax.Array:
     """Whether nothing that the step reads or makes is newly non-finite."""
-    read = [jnp.asarray(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
-    made = _made_state(p.inner_state, new_state) + _made_updates(updates, p.params)
-    terms = _deal([part for x in read + made for part in _parts(x)], _leaf_counts(updates))
+    faults = [_fault(g) for g in jax.tree.leaves(p.grads) if is_float(g)]
+    faults += _state_faults(p.inner_state, new_state) + _update_faults(updates, p.params)
+    terms = _deal(faults, _leaf_counts(updates))
     folded, each = (functools.partial(form, terms, jnp.float32) for form in (sum_folded, sum_each))
     return by_platform(folded, each, terms) == 0
 
 
-def _parts(x: jax.Array) -> list[jax.Array]:
-    """What is finite if and only if x is, real and in float32 or wider."""
+def _fault(x: Any) -> jax.Array:
+    """0, and NaN where x is not finite: faults can be added up."""
+    x = jnp.asarray(x)
     if jnp.iscomplexobj(x):
-        return [x.real, x.imag]
-    return [x.astype(jnp.float32) if jnp.finfo(x.dtype).bits < 32 else x]
+        return _fault(x.real) + _fault(x.imag)
+    return (x - x).astype(jnp.float32)
 
 
-def _made_state(old: Any, new: Any) -> list[jax.Array]:
-    """0 in place of what was not finite before: some states start at inf, as a best loss does.
+def _state_faults(old: Any, new: Any) -> list[jax.Array]:
+    """Not of what was not finite before: some states start at inf, as a best loss does.
 
     A `last_norm` is a report, which is meant to show a NaN.
     """
     rows = zip(jax.tree.leaves_with_path(old), jax.tree.leaves(new), strict=True)
     return [
         # Not `where`, a function that would be called, and inlined, for each leaf.
-        lax.select(jnp.isfinite(x), jnp.asarray(y), jnp.zeros_like(y))
+        _fault(lax.select(jnp.isfinite(x), jnp.asarray(y), jnp.zeros_like(y)))
         for (path, x), y in rows
         if is_float(y) and is_float(x) and not jax.tree_util.keystr(path).endswith(".last_norm")
     ]
 
 
-def _made_updates(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
+def _update_faults(updates: optax.Updates, params: optax.Params | None) -> list[jax.Array]:
     leaves = [jnp.asarray(u) for u in jax.tree.leaves(updates)]
     if params is None:
-        return [u for u in leaves if is_float(u)]
+        return [_fault(u) for u in leaves if is_float(u)]
     check_same_leaves(updates, params)
     pairs = zip(leaves, map(jnp.asarray, jax.tree.leaves(params)), strict=True)
-    return [x for u, p in pairs if is_float(u) or is_float(p) for x in _arrival(u, p)]
+    return [_arrival_fault(u, p) for u, p in pairs if is_float(u) or is_float(p)]
 
 
-def _arrival(u: jax.Array, p: jax.Array) -> list[jax.Array]:
-    """What is finite if u is, and the parameter that it makes."""
+def _arrival_fault(u: jax.Array, p: jax.Array) -> jax.Array:
+    """NaN where u is not finite, or the parameter that it makes; else 0."""
     info = jnp.finfo(p.dtype) if is_float(p) else None
     if info is None or (info.bits < 32 and info.dtype != jnp.bfloat16) or jnp.iscomplexobj(u):
         made = (p + u).astype(p.dtype)
-        return [x for x in (u, jnp.where(jnp.isfinite(p), made, 0)) if is_float(x)]
+        return _fault(u) + _fault(jnp.where(jnp.isfinite(p), made, 0))
     # Half a unit in the last place of the largest number, 1e31 in float32: no finite parameter
     # overflows by less. So the parameters need not be read. float16 would leave 16. Times a power
     # of two what is larger overflows; constants and selects would take longer to compile.
     own = jnp.finfo(u.dtype)
     room = int(info.maxexp) - int(info.nmant) - 2
-    return [u * 2.0 ** max(int(own.maxexp) - room, 0)]
+    return _fault(u * 2.0 ** max(int(own.maxexp) - room, 0))
 
 
 def _leaf_counts(tree: Any) -> dict[Hashable, int]:
@@ -283,19 +284,18 @@ def _leaf_counts(tree: Any) -> dict[Hashable, int]:
     return counts
 
 
-def _deal(values: list[jax.Array], counts: dict[Hashable, int]) -> list[jax.Array]:
-    """0, and NaN where something is not finite, for each parameter, so that one kernel reads it.
+def _deal(faults: list[jax.Array], counts: dict[Hashable, int]) -> list[jax.Array]:
+    """Those of one parameter (gradient, moments, update) added up, so that one kernel reads them.
 
     Leaves of one shape come in the order of the parameters, tree after tree, so dealing them out
-    in turn puts a parameter's own (gradient, moments, update) together. A wrong guess costs time
-    only.
+    in turn puts a parameter's own together. A wrong guess costs time only.
     """
     groups: dict[Hashable, jax.Array] = {}
     seen: dict[Hashable, int] = {}
-    for x in values:
-        kind = layout(x)
+    for f in faults:
+        kind = layout(f)
         turn = seen.get(kind, 0)
         seen[kind] = turn + 1
         key = kind, turn % counts.get(kind, 1)
-        groups[key] = groups[key] * x if key in groups else x - x
-    return [zero.astype(jnp.float32) for zero in groups.values()]
+        groups[key] = groups[key] + f if key in groups else f
+    return list(groups.values())

@@ -1,8 +1,6 @@
 """Norms of gradient leaves and of their units that neither overflow nor lose a NaN."""
 
 import functools
-import itertools
-import math
 import operator
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +10,16 @@ import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
 
-Axes = tuple[int, ...]
+from robustops.optim._packing import (
+    Axes,
+    Packing,
+    layout,
+    packing_of,
+    real_dtype,
+    stacks,
+    wide_dtype,
+)
+
 Sums = tuple[list[jax.Array], list[jax.Array]]
 """Of the squares of the units of each leaf, and of all that have one dtype."""
 AxisName = Hashable | tuple[Hashable, ...] | None
@@ -73,17 +80,13 @@ def shrunk(x: jax.Array, exceeds: jax.Array, *factors: jax.Array) -> jax.Array:
 
 def times(x: jax.Array, *factors: jax.Array) -> jax.Array:
     """`x` times each factor in turn, in float32 or wider, as its own dtype."""
-    wide = jnp.promote_types(_wide(x.dtype), factors[0].dtype)
+    wide = jnp.promote_types(wide_dtype(x.dtype), factors[0].dtype)
     return functools.reduce(jnp.multiply, factors, x.astype(wide)).astype(x.dtype)
 
 
 def is_float(x: Any) -> bool:
     """Whether a leaf has a floating point or complex dtype, so that it can hold a NaN."""
     return jnp.issubdtype(jnp.result_type(x), jnp.inexact)
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def whole(shape: Sequence[int]) -> Axes:
@@ -124,107 +127,24 @@ def _small(dtype: Any) -> jax.Array:
     return lax.optimization_barrier(jnp.asarray(_LARGE[dtype.name][1], dtype))
 
 
-class Packing(NamedTuple):
-    """How the units of all leaves lie in a few vectors, so that a few kernels do for them.
-
-    With a kernel for each leaf and operation 400 leaves take twice as long to compile.
-    """
-
-    shapes: list[tuple[int, ...]]
-    """Of the units of each leaf, with kept dimensions."""
-    groups: list[list[int]]
-    """Leaves whose units share a vector, alike ones in a row; what is alone keeps its shape."""
-
-    def pack(self, each: Sequence[jax.Array | None]) -> list[jax.Array]:
-        """One array for each group, from one for each leaf, or for the first of a row of alike."""
-        parts = [[x for i in group if (x := each[i]) is not None] for group in self.groups]
-        join = lambda group, xs: (
-            jnp.concatenate([x.reshape(-1) for x in xs]) if len(group) > 1 else xs[0]
-        )
-        return list(map(join, self.groups, parts))
-
-    def unpack(self, packed: Sequence[jax.Array]) -> list[jax.Array]:
-        """One array for each leaf, from one for each group."""
-        each = {}
-        for vector, group in zip(packed, self.groups, strict=True):
-            if len(group) == 1:
-                each[group[0]] = vector
-                continue
-            sizes = [math.prod(self.shapes[i]) for i in group]
-            # Numbers that XLA does not see, so that it makes one kernel for all leaves of a shape.
-            starts = [jnp.int32(n) for n in itertools.accumulate(sizes[:-1], initial=0)]
-            for i, *at, size in zip(group, lax.optimization_barrier(starts), sizes, strict=True):
-                part = lax.dynamic_slice(vector, at, [size], allow_negative_indices=False)
-                each[i] = part.reshape(self.shapes[i])
-        return [each[i] for i in range(len(self.shapes))]
-
-
-def _packing(leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]) -> Packing:
-    shapes = []
-    for x in leaves:
-        own = set(a % x.ndim for a in axes(x.shape))
-        shapes.append(tuple(1 if a in own else n for a, n in enumerate(x.shape)))
-    groups: dict[Hashable, list[int]] = {}
-    for alike in _alike(leaves):
-        first = leaves[alike[0]]
-        key = _real(first), alike[0] if _is_split(first) else None
-        groups[key] = groups.get(key, []) + alike
-    return Packing(shapes, list(groups.values()))
-
-
-def _alike(leaves: Sequence[jax.Array]) -> list[list[int]]:
-    """Indices of leaves that can be stacked."""
-    kinds: dict[Hashable, list[int]] = {}
-    for i, x in enumerate(leaves):
-        kinds.setdefault((layout(x), x.dtype, i if _is_split(x) else None), []).append(i)
-    return list(kinds.values())
-
-
-def _stacks(leaves: Sequence[jax.Array]) -> list[tuple[list[int], jax.Array]]:
-    """Indices of leaves, and these leaves along a new first axis: a kernel for all of one shape.
-
-    At the price of a copy: for what is seldom computed, and compiled all the same.
-    """
-
-    def stack(xs: list[jax.Array]) -> jax.Array:
-        if len(xs) == 1:
-            return xs[0][None]
-        # Unlike `jnp.stack` no operation for each leaf.
-        joined = jnp.concatenate([x if x.ndim else x.reshape(1) for x in xs])
-        return joined.reshape(len(xs), *xs[0].shape)
-
-    return [(alike, stack([leaves[i] for i in alike])) for alike in _alike(leaves)]
-
-
-def _is_split(x: jax.Array) -> bool:
-    """Whether an array is split over an explicit mesh, whose parts cannot be put end to end."""
-    sharding = getattr(jax.typeof(x), "sharding", None)
-    return sharding is not None and any(part is not None for part in sharding.spec)
-
-
-def _real(x: jax.Array) -> Any:
-    """The dtype of the squares of a leaf."""
-    return jnp.finfo(_wide(x.dtype)).dtype
-
-
 def unit_norms(
     leaves: Sequence[jax.Array], axes: Callable[[Sequence[int]], Axes]
 ) -> tuple[list[Norm], Norm, Packing]:
     """Norm of every unit of every floating leaf, packed, and of all, in one pass."""
-    packing = _packing(leaves, axes)
-    dtypes = [_real(leaves[group[0]]) for group in packing.groups]
+    packing = packing_of(leaves, axes)
+    dtypes = [real_dtype(leaves[group[0]]) for group in packing.groups]
     kinds = list(dict.fromkeys(dtypes))
     small = {d: _small(d) for d in kinds}
 
     def sums(scaled: bool = False) -> list[jax.Array]:
-        scales = [small[_real(x)] for x in leaves] if scaled else None
+        scales = [small[real_dtype(x)] for x in leaves] if scaled else None
         return packing.pack(_sum_units(leaves, axes, scales))
 
     def stacked_sums() -> list[jax.Array]:
         each: list[jax.Array | None] = [None] * len(leaves)
-        for alike, x in _stacks(leaves):
+        for alike, x in stacks(leaves):
             own = [a % (x.ndim - 1) + 1 for a in axes(x.shape[1:])]
-            s = jnp.sum(_square(x, _real(x), small[_real(x)]), own, keepdims=True)
+            s = jnp.sum(_square(x, real_dtype(x), small[real_dtype(x)]), own, keepdims=True)
             each[alike[0]] = s if len(alike) > 1 else jnp.squeeze(s, 0)
         return packing.pack(each)
 
@@ -290,7 +210,7 @@ def _sum_units(
 ) -> list[jax.Array]:
     """Sum of squares of every unit of every floating leaf, with kept dimensions."""
     return [
-        jnp.sum(_square(x, _real(x), c), axes(x.shape), keepdims=True)
+        jnp.sum(_square(x, real_dtype(x), c), axes(x.shape), keepdims=True)
         for x, c in zip(leaves, scales or [None] * len(leaves), strict=True)
     ]
 
@@ -317,7 +237,7 @@ def tree_norm(leaves: Sequence[jax.Array]) -> Norm:
     def on_demand() -> tuple[jax.Array, jax.Array]:
         plain = sum_folded(squares(), dtype)
         large = plain > limit
-        rescued = lambda: sum_each([_square(x, dtype, opaque) for _, x in _stacks(leaves)], dtype)
+        rescued = lambda: sum_each([_square(x, dtype, opaque) for _, x in stacks(leaves)], dtype)
         # The scale is not a result of the cond: a constant would not vary over shards as sums do.
         return lax.cond(large, rescued, lambda: plain), jnp.where(large, small, one)
 
@@ -356,11 +276,6 @@ def together(op: Callable[[Any, Any], Any], scalars: Sequence[jax.Array]) -> jax
         groups = [scalars[i : i + 16] for i in range(0, len(scalars), 16)]
         scalars = lax.optimization_barrier([functools.reduce(op, group) for group in groups])
     return scalars[0]
-
-
-def layout(x: Any) -> Hashable:
-    """Shape and, on an explicit mesh, sharding: arrays that are added up have them in common."""
-    return jnp.shape(x), getattr(jax.typeof(x), "sharding", None)
 
 
 def sum_each(terms: Sequence[jax.Array], dtype: Any) -> jax.Array:
