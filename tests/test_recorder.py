@@ -173,7 +173,9 @@ def test_nothing_is_read_once_the_recorder_is_full(tmp_path):
     done = []
 
     class Full(FlightRecorder):
-        full = True
+        @property
+        def full(self):
+            return True
 
     def step(leaves, x, y, go):
         done.append(bool(go))

@@ -445,7 +445,11 @@ def _with_all_digits(run: Callable[[Any], Any], x: Any) -> Any:
     A time stamp of 1.7e9 seconds would lose two minutes before the mean is taken off. What float32
     cannot hold is infinite or 0, as ever.
     """
-    if isinstance(x, jax.Array) or x.dtype != np.float64 or jax.config.jax_enable_x64:
+    if (
+        isinstance(x, jax.Array)
+        or x.dtype != np.float64
+        or jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype
+    ):
         return run(x)
     with np.errstate(over="ignore", under="ignore"):
         rounded = x.astype(np.float32)
