@@ -439,8 +439,12 @@ def frame(eqn: JaxprEqn) -> Frame | None:
 def frames(eqn: JaxprEqn) -> Iterator[Frame]:
     """Yield the user's places on the stack of `eqn`, innermost first."""
     for f in source_info_util.user_frames(eqn.source_info.traceback):
-        if not f.file_name.startswith(_OWN) and not any(p in f.file_name for p in _INSTALLED):
+        if _is_users(f.file_name):
             yield Frame(f.file_name, f.start_line, f.function_name)
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith(_OWN) and not any(p in file for p in _INSTALLED)
 
 
 def without_foreign_lines(closed: Any, foreign: bool = False) -> Any:
@@ -472,10 +476,19 @@ def _is_foreign(closed) -> bool:
     if not own and not any(p in file for p in _INSTALLED):
         return False
     with_lines = [eqn for eqn in closed.jaxpr.eqns if frame(eqn) is not None]
-    # A stack that goes through the function is its own: that of a function given to it.
-    through = lambda code: (code.co_filename, code.co_firstlineno) == (file, info.func_lineno)
-    codes = [code for eqn in with_lines for code in eqn.source_info.traceback.raw_frames()[0]]
-    return len({tuple(frames(eqn)) for eqn in with_lines}) == 1 and not any(map(through, codes))
+    # Where the function calls one that a user gave to it, the line is its own.
+    calls = (eqn.source_info.traceback.raw_frames()[0] for eqn in with_lines)
+    return len({tuple(frames(eqn)) for eqn in with_lines}) == 1 and not any(
+        _calls_users(codes, file, info.func_lineno) for codes in calls
+    )
+
+
+def _calls_users(codes, file, line) -> bool:
+    """Tell whether in a stack, innermost first, the function at `line` of `file` calls a user's."""
+    at = next(
+        (i for i, c in enumerate(codes) if (c.co_filename, c.co_firstlineno) == (file, line)), 0
+    )
+    return any(_is_users(code.co_filename) for code in codes[:at])
 
 
 def new_primitive(name: str, abstract_eval: Callable, value: Callable) -> Primitive:

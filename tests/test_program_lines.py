@@ -71,6 +71,20 @@ def test_no_line_of_another_program_is_taken():
     assert {frame.line for site in sites for frame in _jax.frames(site.eqn)} == {here(loss)}
 
 
+def test_no_line_of_a_program_that_called_the_same_function_inside_of_it():
+    """softmax selects as xlogy does: jax keeps its selection, whose stack leads through it."""
+
+    def other(x):
+        return jnp.sum(jax.nn.softmax(x))
+
+    def loss(x):
+        return jnp.sum(special.xlogy(x, x))  # CALL
+
+    x = jnp.linspace(0, 1, 17)
+    REPORT(other, x, values=True)
+    assert {change.line for change in REPORT(loss, x, values=True)} == {here(loss)}
+
+
 def test_lines_of_what_a_derivative_calls():
     def other(a):
         return lax.fori_loop(0, 3, lambda _, s: 0.5 * (s + a / s), a)

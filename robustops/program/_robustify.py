@@ -47,7 +47,8 @@ def robustify(fn: Callable, *, values: bool = False) -> Callable:
 
     @functools.wraps(fn)
     def robust(*args, **kwargs):
-        traced, new = _transform(fn, args, kwargs, values)
+        traced = _trace(fn, args, kwargs)
+        new = _transform(traced.jaxpr, values)
         return traced.unflatten(_jax.evaluate(new, traced.leaves))
 
     return robust
@@ -96,10 +97,9 @@ def report(fn: Callable, *args: Any, values: bool = False, **kwargs: Any) -> Cha
     Returns:
       One `Change` for each line of the user's code, in the order of the program.
     """
-    traced, new = _transform(fn, args, kwargs, values)
-    before, after = (
-        _primitives_by_place(_jax.without_foreign_lines(c)) for c in (traced.jaxpr, new)
-    )
+    given = _jax.without_foreign_lines(_trace(fn, args, kwargs).jaxpr)
+    new = _jax.without_foreign_lines(_transform(given, values))
+    before, after = _primitives_by_place(given), _primitives_by_place(new)
     changes = []
     for place in dict.fromkeys([*before, *after]):
         old, now = before.get(place, Counter()), after.get(place, Counter())
@@ -113,7 +113,7 @@ def report(fn: Callable, *args: Any, values: bool = False, **kwargs: Any) -> Cha
 robustify.report = report  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def _transform(fn, args, kwargs, values):
+def _trace(fn, args, kwargs):
     is_traced = lambda leaf: isinstance(leaf, jax.Array)
     traced = _jax.trace(fn, *args, is_traced=is_traced, whole_calls=True, **kwargs)
     if traced.mutated:
@@ -122,8 +122,11 @@ def _transform(fn, args, kwargs, values):
             f"{', '.join(traced.mutated)}. Return the new state instead (flax: nnx.split the "
             "module outside, nnx.merge(graphdef, state, copy=True) inside, return its nnx.state)."
         )
-    jaxpr = rewrite(_jax.scalar_conditions(traced.jaxpr)) if values else traced.jaxpr
-    return traced, derivatives(jaxpr)
+    return traced
+
+
+def _transform(closed, values):
+    return derivatives(rewrite(_jax.scalar_conditions(closed)) if values else closed)
 
 
 def _primitives_by_place(closed, enclosing=None):
