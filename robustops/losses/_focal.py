@@ -284,13 +284,16 @@ def _class_slope(x, z, gamma, mask=None, *, axis, halves):
     return keep(held(slope, x.dtype), mask)
 
 
+def _bent_losses(x, gamma, mask, axis, halves):
+    """The loss of each class as if it were the label, q^gamma (-log p), and q."""
+    q = misses(softmax(widen(x), axis, mask), axis)
+    return product(_power(q, widen(gamma), halves), _losses(x, mask, axis)), q
+
+
 def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
     x, z, gamma, *mask = arrays
     where = mask[0] if mask else None
-
-    def by_label():
-        q = misses(softmax(widen(x), axis, where), axis)
-        return product(_power(q, widen(gamma), halves), _losses(x, where, axis)), q
+    by_label = lambda: _bent_losses(x, gamma, where, axis, halves)
 
     def by_gamma():
         bent, q = by_label()
@@ -313,8 +316,7 @@ def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
 def _softmax_focal(x, z, gamma, mask=None, *, axis, halves):
     w = widen(keep(z, mask))
     if halves is None:
-        q, g = misses(softmax(widen(x), axis, mask), axis), _losses(x, mask, axis)
-        bent = product(_power(q, widen(gamma), halves), g)
+        bent, _ = _bent_losses(x, gamma, mask, axis, halves)
     else:
         _, _, _, q, g = _row(x, mask, axis)
         bent = at_least(_root_power(q, halves) * g, 0)

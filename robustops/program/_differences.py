@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from .._numerics import widen
-from ._represent_nodes import Node, affine, resolved, same
+from ._represent_nodes import Node, affine, may_be_small, resolved, same
 
 LARGE = 32.0
 
@@ -22,7 +22,7 @@ def log_near_one(n: Node) -> tuple[jax.Array, jax.Array] | None:
     """
     offset, slope, base = affine(n)
     constant = 1.0
-    if base is not n and offset >= 2.0**-10 and base.bounds[0] <= 0.01 and base.bounds[1] >= -0.01:
+    if base is not n and offset >= 2.0**-10 and may_be_small(base):
         constant, u = offset, slope / offset * widen(base.value)
     elif n.name == "div" and (d := difference(*n.inputs)) is not None:
         u = d / widen(n.inputs[1].value)
@@ -74,9 +74,9 @@ def gamma_quotient(n: Node) -> tuple[jax.Array, jax.Array] | None:
     """
     x, y = n.inputs
     if y.name == "lgamma" and n.name == "sub":
-        last, terms = y, list(_terms(x))
+        last, terms = y, list(_addends(x))
     elif n.name in ("add", "add_any") and x.name == "lgamma":
-        last, terms = x, list(_terms(y))
+        last, terms = x, list(_addends(y))
     else:
         return None
     sign = -1.0 if n.name == "sub" else 1.0
@@ -101,10 +101,10 @@ def _series(z):
     return z * (1 / 12 - z * z / 360)
 
 
-def _terms(n: Node, sign: float = 1.0, depth: int = 6) -> Iterator[tuple[Node, float]]:
+def _addends(n: Node, sign: float = 1.0, depth: int = 6) -> Iterator[tuple[Node, float]]:
     """Yield the terms of a sum with their signs."""
     if n.name not in ("add", "add_any", "sub") or not depth:
         yield n, sign
         return
-    yield from _terms(n.inputs[0], sign, depth - 1)
-    yield from _terms(n.inputs[1], -sign if n.name == "sub" else sign, depth - 1)
+    yield from _addends(n.inputs[0], sign, depth - 1)
+    yield from _addends(n.inputs[1], -sign if n.name == "sub" else sign, depth - 1)

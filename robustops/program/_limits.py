@@ -1,6 +1,6 @@
 """The limit of 0 / 0, of inf - inf, 0 inf and 1^inf of smooth functions of one variable."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ SMOOTH = CURVED | SHAPES | frozenset("mul div add add_any sub integer_pow square
 ORDER, SIZE = 4, 32
 
 
-def limit(n: Node) -> jax.Array | None:
+def limit(rep, n: Node) -> jax.Array | None:
     """Return what the quotient, sum, product or power `n` tends to where it is undefined, or None.
 
     That is 0 / 0, inf - inf, 0 inf and 1^inf; the result is not finite where the limit is not
@@ -40,7 +40,7 @@ def limit(n: Node) -> jax.Array | None:
             undefined = has_pole(x) and has_pole(y)
     if not undefined:
         return None
-    origins = _Origins()
+    origins = _Origins(rep)
     of_x = list(origins.behind(x))
     shared = (t for t in origins.behind(y) if t.floating and any(t is i for i in of_x))
     if (t := next(shared, None)) is None:
@@ -118,22 +118,12 @@ def _joined(name, first, second):
 
 
 class _Origins:
-    """What nodes are smooth functions of.
+    """What nodes are smooth functions of."""
 
-    Each node is resolved once: the inside of a jit has other nodes each time that it is asked for.
-    """
-
-    def __init__(self):
-        self._resolved: dict[int, tuple[Node, Node]] = {}
+    def __init__(self, rep):
+        # Remembers: the inside of a jit has other nodes each time that it is asked for.
+        self.resolved: Callable[[Node], Node] = rep.resolved
         self._depends: dict[tuple[int, int], bool] = {}
-
-    def resolved(self, n: Node) -> Node:
-        """Return the node of the same variable inside the jit that it came from."""
-        if id(n) not in self._resolved:
-            inner = resolved(n)
-            # Both are held, so that no other node gets their numbers.
-            self._resolved |= {id(n): (n, inner), id(inner): (inner, inner)}
-        return self._resolved[id(n)][1]
 
     def behind(self, n: Node, end: Node | None = None) -> Iterator[Node]:
         """Yield `n` and what it is a function of, nearest first, down to `end`; `SIZE` at most."""

@@ -26,6 +26,7 @@ from ._represent_nodes import (
     Node,
     affine,
     factors,
+    may_be_small,
     moved,
     nonnegative,
     same,
@@ -163,7 +164,7 @@ def complement(rep, n):
         c = rep.complement(n.inputs[0])
         return c if c is None else moved(n, c)
     offset, slope, base = affine(n)
-    if offset == 1 and base is not n and base.bounds[0] <= 0.01 and base.bounds[1] >= -0.01:
+    if offset == 1 and base is not n and may_be_small(base):
         return -slope * widen(base.value)
     x = widen(n.operand.value) if n.operand.floating else n.operand.value
     match n.name:

@@ -149,8 +149,8 @@ def _log_of_sum(rep, n):
     a, b = n.inputs
     if not (rep.log(a) or rep.log(b)):
         return None
+    la, lb = rep.any_log(a), rep.any_log(b)
     if not (nonnegative(a) and nonnegative(b)):
-        la, lb = rep.any_log(a), rep.any_log(b)
         if n.name == "sub":
             lb = lb._replace(negative=flipped(lb.value, lb.negative))
         terms = jnp.stack([jnp.broadcast_to(r.value, n.aval.shape) for r in (la, lb)])
@@ -158,7 +158,6 @@ def _log_of_sum(rep, n):
         signs = [none if r.negative is None else r.negative for r in (la, lb)]
         negative = jnp.stack([jnp.broadcast_to(s, n.aval.shape) for s in signs])
         return _summed(terms, negative, 0, la, lb)
-    la, lb = rep.any_log(a), rep.any_log(b)
     if n.name != "sub":
         floored = any(i.scalar is not None for i in n.inputs)
         return joined(logaddexp(la.value, lb.value), la, lb, floored=floored)

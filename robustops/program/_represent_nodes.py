@@ -206,6 +206,11 @@ def underneath(n: Node) -> Node:
     return n
 
 
+def may_be_small(n: Node) -> bool:
+    """Tell whether 1 + n may lose more than two digits of `n`."""
+    return n.bounds[0] <= 0.01 and n.bounds[1] >= -0.01
+
+
 def factors(n: Node) -> tuple[Node, Node] | None:
     """Return the two factors of a product or square, else None."""
     if n.name == "mul":

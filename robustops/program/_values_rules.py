@@ -629,7 +629,7 @@ def repaired(rep: Representations, n: Node) -> jax.Array:
     if not n.floating:
         return compared(rep, n) if n.name in _jax.NEGATED else n.value
     value = n.value if rule is None else rule(rep, n)
-    if n.name in UNDEFINED and (tends := limit(n)) is not None:
+    if n.name in UNDEFINED and (tends := limit(rep, n)) is not None:
         at = UNDEFINED[n.name](rep, *n.inputs)
         value = jnp.where(at & jnp.isfinite(tends), tends, value)
     return healed(rep, n, value) if n.name in HEALING else value

@@ -65,21 +65,21 @@ def _mean(n: Node) -> _Mean | None:
         n = n.inputs[at]
     if n.name == "scatter-add" and n.inputs[0].scalar != 0:
         return None
-    return _Mean(steps, n, _terms(n.inputs[_summed(n)]))
+    return _Mean(steps, n, _multiplied(n.inputs[_summed(n)]))
 
 
 def _summed(total: Node) -> int:
     return 0 if total.name == "reduce_sum" else 2
 
 
-def _terms(n: Node) -> list[Node]:
+def _multiplied(n: Node) -> list[Node]:
     while n.name in ("broadcast_in_dim", "convert_element_type") and n.floating:
         inner = n.inputs[0]
         if inner.aval.shape != n.aval.shape or not inner.floating:
             break
         n = inner
     pair = factors(n)
-    return [n] if pair is None else [t for i in pair for t in _terms(i)]
+    return [n] if pair is None else [t for i in pair for t in _multiplied(i)]
 
 
 def _alike(a: _Mean, b: _Mean) -> bool:
