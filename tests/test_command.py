@@ -41,6 +41,11 @@ def test_train_saves_pictures_and_goes_on(tmp_path, capsys):
     status, _, error = run(capsys, *words, "--code", 5)
     assert status == 2
     assert "is of a run with other options (code 4, now 5); choose another --out" in error
+    for text in ("{", "3"):
+        (out / "options.json").write_text(text)
+        status, _, error = run(capsys, *words)
+        assert status == 2
+        assert re.search(r"run/options\.json, which holds .* is damaged .* remove that file", error)
 
 
 @pytest.mark.parametrize(
@@ -59,6 +64,13 @@ def test_numbers_out_of_range_are_refused_before_anything_is_written(
     assert status == 2
     assert f"--{option} must be" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    status, _, error = run(capsys, "--data", "wine", "--out", tmp_path / "out")
+    assert status == 2
+    assert "out is a file; name a directory" in error
 
 
 def test_options_of_a_run_that_never_began_do_not_count(tmp_path, capsys):

@@ -60,6 +60,25 @@ def test_missing_cells_constants_and_empty_features(scaler):
     )
 
 
+@each
+@pytest.mark.parametrize("size", [1, 7])
+def test_time_stamps_keep_their_seconds(scaler, size):
+    """float64 and integers of the host, of which float32 tells only every 128th from another."""
+    seconds = 1_700_000_000 + RNG.integers(0, 300, size=(60, 2)) * [1, 1000]
+    for x in (seconds.astype(np.float64), seconds):
+        found, whole = in_parts(scaler, x, size), scaler.fit(x)
+        np.testing.assert_allclose(found.scale, whole.scale, rtol=1e-6)
+        np.testing.assert_allclose(found.transform(x), whole.transform(x), atol=1e-5)
+    mixed = found.partial_fit(np.full((1, 2), 1.7e9, np.float32))
+    x = np.concatenate([seconds, np.full((1, 2), 1.7e9)])
+    np.testing.assert_allclose(mixed.transform(x), scaler.fit(x).transform(x), atol=1e-5)
+    constant = in_parts(scaler, np.full((4, 1), 1_700_000_001), 1)
+    assert constant.scale[0] == 1
+    assert constant.transform(np.full((1, 1), 1_700_000_001)) == 0
+    rounded = jax.jit(lambda s, x: s.partial_fit(x))(found, x.astype(np.float32))
+    assert np.isfinite(rounded.scale).all()
+
+
 def test_a_fitted_stream_is_a_pytree():
     """It goes through jit, and goes on from a copy of its leaves."""
     half = StandardScaler().partial_fit(X[:150])

@@ -29,9 +29,10 @@ def data(rows=48):
 def train(given: Any = None, tx: Any = None, **options: Any) -> Any:
     dtype = options.pop("dtype", None)
     model = Classifier(4, (8,), 3, dtype=dtype, rngs=nnx.Rngs(0))
-    options = {"epochs": 3, "batch_size": 8, "nonfinite": "keep", "progress": False, **options}
-    if isinstance(given, Batches) or hasattr(given, "__next__"):
-        del options["batch_size"]
+    rows = (
+        {} if isinstance(given, Batches | list) or hasattr(given, "__next__") else {"batch_size": 8}
+    )
+    options = {"epochs": 3, "nonfinite": "keep", "progress": False, **rows, **options}
     given = data() if given is None else given
     return model, fit(model, tx or optax.adam(0.05), given, CROSS_ENTROPY, **options)
 
@@ -231,6 +232,16 @@ def test_kept_rows_do_not_spoil_the_validation():
 
 
 @pytest.mark.slow
+def test_what_does_not_go_together(tmp_path):
+    with pytest.raises(
+        ValueError, match="batch_size=8 is for rows in memory, and data come in bat"
+    ):
+        train([data(), data()], batch_size=8)
+    (tmp_path / "f").write_text("")
+    with pytest.raises(ValueError, match=r"Checkpoints: .*f is a file; name a directory"):
+        train(checkpoints=tmp_path / "f")
+
+
 def test_batches_train_as_rows_do(tmp_path):
     """`Batches` with the same seed and size give the same parameters, also when the run is resumed
     by a new one of them; an iterator of batches is trained on for one pass."""

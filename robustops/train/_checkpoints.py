@@ -37,7 +37,7 @@ class Checkpoints:
         the last is damaged.
 
     Raises:
-      ValueError: a number is out of range.
+      ValueError: a number is out of range, or the directory is a file.
       ImportError: without `orbax-checkpoint`.
     """
 
@@ -59,6 +59,8 @@ class Checkpoints:
             if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
                 raise ValueError(f"Checkpoints: {name} must be an integer >= {least}, got {value}")
         self.directory: Path = Path(directory).absolute()
+        if self.directory.is_file():
+            raise ValueError(f"Checkpoints: {directory} is a file; name a directory")
         self.every: int = every
         self.every_steps: int | None = every_steps
         self.keep_best: int = keep_best

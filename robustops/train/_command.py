@@ -246,9 +246,17 @@ def _same_run(options: Train, out: Path) -> None:
         for k, v in dataclasses.asdict(options).items()
         if k not in _FREE
     }
+    if out.is_file():
+        raise ValueError(f"--out {out} is a file; name a directory")
     file = out / "options.json"
     begun = file.exists() and Checkpoints(out / "checkpoints").steps()
-    theirs = json.loads(file.read_text()) if begun else mine
+    try:
+        theirs = dict(json.loads(file.read_text())) if begun else mine
+    except (ValueError, TypeError) as error:
+        raise ValueError(
+            f"{file}, which holds the options of the run in {out}, is damaged ({error}); choose "
+            "another --out, or remove that file if the options are the same"
+        ) from error
     differ = [k for k in mine if mine[k] != theirs.get(k)]
     if differ:
         told = ", ".join(f"{k} {theirs.get(k)}, now {mine[k]}" for k in differ)

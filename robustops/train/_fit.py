@@ -204,10 +204,14 @@ def fit(
         return check_targets(name, rows, outputs, kind)
 
     train = None
-    if isinstance(data, Batches):
-        source = FromBatches(data)
-    elif hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_rows(data):
-        source = Source(data)
+    batches = hasattr(data, "__iter__") and not hasattr(data, "__array__") and not _is_rows(data)
+    if batches and batch_size is not None:
+        raise ValueError(
+            f"fit: batch_size={batch_size} is for rows in memory, and data come in batches; leave "
+            "it out"
+        )
+    if batches:
+        source = FromBatches(data) if isinstance(data, Batches) else Source(data)
     else:
         check_count("batch_size", batch_size)
         train = checked("data", data)

@@ -8,8 +8,9 @@ into a checkpoint. What they share:
   feature is divided by a power of two first, so no sum or square leaves the range, and no bit is
   lost.
 - **Precision.** float16 and bfloat16 are accumulated in float32. The centre is held as a sum of two
-  floats, so a mean of 1e6 over a deviation of 1 costs no digits. `fit` and `transform` take float64
-  and integers of numpy as they are, and give float32: time stamps of 1.7e9 keep their seconds.
+  floats, so a mean of 1e6 over a deviation of 1 costs no digits. `fit`, `partial_fit` and
+  `transform` take float64 and integers of numpy as they are, and give float32: time stamps of 1.7e9
+  keep their seconds.
 - **Missing cells.** NaN and infinite cells take no part in the fit. `transform` puts the centre in
   their place (z = 0) unless `missing="keep"`; `missing(x)` is the mask of the cells concerned, so
   `missing(x).sum()` is how many were replaced.
@@ -27,6 +28,7 @@ from typing import Any, Literal, NamedTuple, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.typing import ArrayLike, DTypeLike
 
 from ._streaming import Seen, mean_of, merge, power_of_two, root_mean_square, saturate, see
@@ -231,7 +233,8 @@ class _Streaming(_Scaler):
 
         The parts' statistics are merged as Chan, Golub and LeVeque do, with means of two floats: a
         million float32 rows of mean 1e6 and deviation 1 give both to 1e-6. NaN and infinite cells
-        are left out.
+        are left out. float64 and integers of numpy are taken as they are; what was seen of them is
+        float64 on the host, and is rounded to float32 if the scaler goes through jit.
 
         Args:
           x: the next rows, shape `[..., rows, features]`; up to 2^31 in all.
@@ -256,8 +259,14 @@ class _Streaming(_Scaler):
                 f"{name}: the parts so far have {self.seen.cells.shape[-1]} features, this one has "
                 f"{rows.shape[-1]}"
             )
-        seen = see(rows) if self.seen is None else merge(self.seen, see(rows))
-        affine = self._affine_of(seen)
+
+        def add(rows):
+            seen = see(rows) if self.seen is None else merge(self.seen, see(rows))
+            return seen, self._affine_of(seen)
+
+        wide = self.seen is not None and _is_wide(self.seen.mean)
+        traced = isinstance(rows, Tracer)
+        seen, affine = _with_all_digits(add, rows, wide and not traced)
         return dataclasses.replace(self, affine=affine, seen=seen)  # type: ignore[type-var]
 
     @jax.jit
@@ -439,30 +448,39 @@ def _rows(name: str, x: Any) -> Any:
     return data.reshape(-1, data.shape[-1])
 
 
-def _with_all_digits(run: Callable[[Any], Any], x: Any) -> Any:
-    """`run(x)`, of float64 from the host as it is: jax would round it first, unless x64 is enabled.
+def _is_wide(x: Any) -> bool:
+    """Whether jax would round it: float64 from the host, unless x64 is enabled."""
+    wide = not isinstance(x, jax.Array) and x.dtype == np.float64
+    return wide and jax.dtypes.canonicalize_dtype(x.dtype) != x.dtype
+
+
+def _with_all_digits(run: Callable[[Any], Any], x: Any, wide: bool = False) -> Any:
+    """`run(x)`, in float64 if `x` is wide or `wide` is true; an `Affine` and arrays get narrow.
 
     A time stamp of 1.7e9 seconds would lose two minutes before the mean is taken off. What float32
-    cannot hold is infinite or 0, as ever.
+    cannot hold is infinite or 0, as ever. A `Seen` stays on the host in float64.
     """
-    if (
-        isinstance(x, jax.Array)
-        or x.dtype != np.float64
-        or jax.dtypes.canonicalize_dtype(x.dtype) == x.dtype
-    ):
+    if not (wide or _is_wide(x)):
         return run(x)
-    with np.errstate(over="ignore", under="ignore"):
-        rounded = x.astype(np.float32)
-    within = np.isfinite(rounded) & (abs(x) >= np.finfo(np.float32).tiny)
-    with np.errstate(invalid="ignore"):  # as a sum of two floats, as the centre is
-        x = rounded.astype(np.float64) + (x - rounded).astype(np.float32)
-    with jax.enable_x64(True):
-        found = run(np.where(within, x, rounded))
+    if _is_wide(x):
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+            rounded = x.astype(np.float32)
+            within = np.isfinite(rounded) & (abs(x) >= np.finfo(np.float32).tiny)
+            # As a sum of two floats, as the centre is.
+            split = rounded.astype(np.float64) + (x - rounded).astype(np.float32)
+        x = np.where(within, split, rounded)
+
+    def narrow(found):
+        if isinstance(found, Seen):
+            return jax.tree.map(np.asarray, found)
         if isinstance(found, Affine):
             rest = found.center - found.center.astype(jnp.float32)
             found = found._replace(center_low=found.center_low + rest)
-        narrow = lambda a: _cast(a, jnp.float32) if a.dtype == jnp.float64 else a
-        return jax.tree.map(narrow, found)
+        cast = lambda a: _cast(a, jnp.float32) if a.dtype == jnp.float64 else a
+        return jax.tree.map(cast, found)
+
+    with jax.enable_x64(True):
+        return jax.tree.map(narrow, run(x), is_leaf=lambda a: isinstance(a, Affine | Seen))
 
 
 def _real(name: str, x: Any) -> Any:
