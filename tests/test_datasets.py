@@ -156,6 +156,17 @@ def test_dtypes_and_lengths():
     assert check_batch(np.random.default_rng(0).integers(0, 255, (50, 4), np.uint8)).ok
 
 
+def test_columns_that_rounding_makes_constant():
+    """Ten seconds of time stamps are one number in float32; scaled before the cast they are not."""
+    x = CLEAN.astype(np.float64)
+    x[:, 1] = 1_700_000_000 + np.arange(50) / 5
+    report = check_batch(x)
+    assert kinds(report) == ["rounding"]
+    assert report.findings[0].columns.tolist() == [1]
+    assert "1 columns of inputs are constant in float32 (columns 1): take off" in str(report)
+    assert check_batch(RobustScaler().fit(x).transform(x)).ok
+
+
 def test_places_are_few():
     """A long list of rows ends in a count."""
     x = CLEAN.copy()

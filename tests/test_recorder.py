@@ -369,5 +369,5 @@ def test_not_a_record(tmp_path):
     with pytest.raises(ValueError, match=r"other\.npz is no record, or a damaged one"):
         load_record(tmp_path / "other.npz")
     (tmp_path / "text.npz").write_text("text")
-    with pytest.raises(ValueError, match="no record"):
+    with pytest.raises(ValueError, match=r"no record, or a damaged one \(it is no npz file\)"):
         load_record(tmp_path / "text.npz")

@@ -8,13 +8,14 @@ import numpy as np
 
 from ._scalers import RobustScaler
 
-Kind = Literal["dtype", "rows", "nan", "inf", "range", "constant", "outlier", "label"]
+Kind = Literal["dtype", "rows", "nan", "inf", "range", "rounding", "constant", "outlier", "label"]
 _REMEDY: dict[str, str] = {
     "dtype": "convert them to numbers",
     "rows": "give as many targets as inputs",
     "nan": "drop these rows (x[~report.bad_rows]) or impute (RobustScaler().fit(x).transform(x))",
     "inf": "drop these rows (x[~report.bad_rows]) or impute (RobustScaler().fit(x).transform(x))",
     "range": "bring them into range before the cast (RobustScaler or StandardScaler)",
+    "rounding": "take off their mean before the cast (StandardScaler or RobustScaler)",
     "constant": "drop the columns: they tell nothing; never divide by their deviation",
     "outlier": "impute them: RobustScaler(max_sigmas=...), or take a robust loss",
     "label": "relabel or drop these rows",
@@ -26,8 +27,8 @@ class Finding:
     """One thing that is wrong with a batch."""
 
     kind: Kind
-    """What: "nan", "inf", "range" (finite, but infinite in float32), "constant", "outlier",
-    "label", "dtype" or "rows"."""
+    """What: "nan", "inf", "range" (finite, but infinite in float32), "rounding" (constant in
+    float32 only), "constant", "outlier", "label", "dtype" or "rows"."""
     where: Literal["inputs", "targets"]
     """In which array."""
     count: int
@@ -74,7 +75,8 @@ def check_batch(
 ) -> BatchReport:
     """Finds what makes training fail in a batch (or a whole data set), with rows and columns.
 
-    NaN; inf; numbers that float32 cannot hold; columns that are constant; cells more than
+    NaN; inf; numbers that float32 cannot hold; columns that are constant, or are once they are
+    rounded to float32; cells more than
     `max_sigmas` robust deviations from the median of their column (as `RobustScaler` counts them);
     labels that are not integers from 0 to `classes - 1`; dtypes that are not numbers.
 
@@ -144,15 +146,21 @@ def _check_cells(
 
 
 def _check_columns(cells: np.ndarray, max_sigmas: float, found: list[Finding]) -> None:
+    if cells.dtype != np.float32:
+        cells = cells.astype(np.float64)
     with np.errstate(over="ignore"):
-        cells = cells.astype(np.float32)
-    finite = np.isfinite(cells)
-    low = np.where(finite, cells, np.inf).min(axis=0)
-    high = np.where(finite, cells, -np.inf).max(axis=0)
+        finite = np.isfinite(cells.astype(np.float32))
+        low = np.where(finite, cells, np.inf).min(axis=0)
+        high = np.where(finite, cells, -np.inf).max(axis=0)
+        rounded = low.astype(np.float32) == high.astype(np.float32)
     constant = (low == high) & (len(cells) > 1)
-    if constant.any():
-        text = f"{constant.sum()} columns of inputs are constant"
-        found.append(_finding("constant", "inputs", constant[None, :], text))
+    for kind, mask, where in (
+        ("rounding", rounded & (low < high), " in float32"),
+        ("constant", constant, ""),
+    ):
+        if mask.any():
+            text = f"{mask.sum()} columns of inputs are constant{where}"
+            found.append(_finding(kind, "inputs", mask[None, :], text))
     scaler = RobustScaler(max_sigmas=max_sigmas).fit(cells)
     outlier = np.asarray(scaler.missing(cells)) & finite
     if outlier.any():
@@ -188,7 +196,7 @@ def _is_real(array: np.ndarray) -> bool:
 
 
 def _finding(kind: Any, where: Any, mask: np.ndarray, text: str) -> Finding:
-    whole_column = kind == "constant"
+    whole_column = kind in ("constant", "rounding")
     rows = np.zeros(0, int) if whole_column else np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
     places = [

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,8 @@ def load_record(file: str | os.PathLike[str]) -> Record:
     """
     file = Path(file)
     try:
+        if file.is_file() and not zipfile.is_zipfile(file):
+            raise ValueError("it is no npz file")
         with np.load(file, allow_pickle=False) as stored:
             facts = json.loads(stored["facts"].tobytes())
             arrays = {
