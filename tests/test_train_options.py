@@ -172,7 +172,8 @@ def test_steps_that_end_within_an_epoch_go_on_there(tmp_path, validation):
     ("given", "message"),
     [
         ({"tx": "adam"}, "tx must be an optax transformation, as optax.adam.1e-3., got 'adam'"),
-        ({"given": "digits"}, "data must be arrays or batches, got 'digits'"),
+        ({"given": "digits"}, "data must be .inputs, targets., one array or batches, got 'digits'"),
+        ({"given": {"x": 1, "y": 2}}, "one array or batches, got a dict of ..x', 'y'.; robust"),
         ({"callbacks": print}, "callbacks must be a sequence of functions, got <built-in"),
         ({"callbacks": None}, "callbacks must be a sequence of functions, got None"),
         ({"callbacks": ["save"]}, "callbacks must be a sequence of functions, got ..save"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any, Literal
@@ -392,10 +392,11 @@ def _check_given(model, tx, data, loss, callbacks, metrics) -> None:
         raise TypeError(f"fit: model must be an instance of flax.nnx.Module, got {model!r}")
     if not (hasattr(tx, "init") and hasattr(tx, "update")):
         raise TypeError(f"fit: tx must be an optax transformation, as optax.adam(1e-3), got {tx!r}")
-    if isinstance(data, str):
+    if isinstance(data, str | Mapping):
+        got = repr(data) if isinstance(data, str) else f"a {type(data).__name__} of {list(data)}"
         raise TypeError(
-            f"fit: data must be arrays or batches, got {data!r}; robustops.train.load_digits() and "
-            "its like give such"
+            f"fit: data must be (inputs, targets), one array or batches, got {got}; "
+            "robustops.train.load_digits() and its like give such"
         )
     if not callable(loss):
         raise TypeError(
