@@ -115,8 +115,10 @@ TASKS: dict[str, Task] = {
         model=functools.partial(SequenceClassifier, 1, 64, 10, cell="gru"),
         loss=CROSS_ENTROPY,
         goal=0.90,
-        epochs=60,
-        rate=1e-2,
+        epochs=40,
+        rate=2e-2,
+        weight_decay=0.1,
+        shifts=(-1, 1),
     ),
 }
 
