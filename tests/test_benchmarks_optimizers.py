@@ -62,11 +62,29 @@ def test_a_floor_is_adam_or_nothing(name, together):
     chex.assert_trees_all_equal(step(params, state, bad), (params, state))
 
 
+def test_every_compilation_is_one():
+    seen = []
+    listen = lambda event, seconds, **_: seen.append(event)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_cost, "COST", ("adam",))
+        patch.setattr(_cost, "FLOORS", ())
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            _cost._together(QUICK_TREE, True, 1, 1, lambda what, count: None)
+            seen.clear()
+            _cost._together(QUICK_TREE, True, 1, 3, lambda what, count: None)
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+    assert seen.count("/jax/core/compile/backend_compile_duration") == 3
+
+
 def test_run_names_the_valid_choices():
     with pytest.raises(ValueError, match=r"unknown arm 'adma'; choose from: adam, zero_nans"):
         run(arms=["adma"])
     with pytest.raises(ValueError, match="rounds must be >= 1, got 0"):
         run(rounds=0)
+    with pytest.raises(ValueError, match="compiles must be >= 1, got 0"):
+        run(compiles=0)
 
 
 def test_verify_refuses_a_guard_that_let_something_pass(rows):

@@ -6,6 +6,7 @@ from .._command import choose
 from .._rows import Once, Row, failed, fresh
 from . import _behaviour, _cost
 from ._arms import ARMS, BARE, QUICK_TREE, STACK, TREES
+from ._cost import COMPILES
 
 LARGE = [tree for tree in TREES if tree != QUICK_TREE]
 ROUNDS = 31
@@ -19,6 +20,7 @@ def run(
     dtypes: Sequence[str] = ("float32",),
     *,
     rounds: int = ROUNDS,
+    compiles: int = COMPILES,
     once: Once = fresh,
     advance: Callable[[str, int], None] = lambda what, count: None,
 ) -> list[Row]:
@@ -29,6 +31,7 @@ def run(
       arms: arms of the table of behaviour; None for all.
       dtypes: dtypes of the table of behaviour.
       rounds: interleaved rounds of the cost.
+      compiles: compilations of each arm, interleaved too.
       once: measures a unit, a tree or an arm in one dtype, unless its rows are kept.
       advance: called with what is done and how much of it.
 
@@ -37,13 +40,15 @@ def run(
       and dtype).
 
     Raises:
-      ValueError: an unknown name (the valid ones are listed), or no round.
+      ValueError: an unknown name (the valid ones are listed), no round or no compilation.
     """
     if rounds < 1:
         raise ValueError(f"rounds must be >= 1, got {rounds}")
+    if compiles < 1:
+        raise ValueError(f"compiles must be >= 1, got {compiles}")
     trees, arms, dtypes = chosen(trees, arms, dtypes)
     return [
-        *_cost.measure(trees, rounds, once, advance),
+        *_cost.measure(trees, rounds, once, advance, compiles),
         *_behaviour.observe(arms, dtypes, once, advance),
     ]
 
