@@ -64,7 +64,7 @@ def test_a_floor_is_adam_or_nothing(name, together):
 
 def test_every_compilation_is_one():
     seen = []
-    listen = lambda event, seconds, **_: seen.append(event)
+    listen = lambda event, duration_secs, **kwargs: seen.append(event)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_cost, "COST", ("adam",))
         patch.setattr(_cost, "FLOORS", ())

@@ -76,8 +76,7 @@ class Guarded:
         """The `update` of the optax protocol."""
         self._check(state)
         p = self.propose(updates, state, params, extra_args)
-        new, inner_state, ok = _decide(p, lambda u: u, _no_update, _update_to)
-        return new, p.commit(ok, inner_state)
+        return _decide(p, lambda u: u, _no_update, _update_to)
 
     def apply(
         self, updates: optax.Updates, state: Any, params: optax.Params, **extra_args: Any
@@ -141,8 +140,7 @@ def _apply(p: Proposal) -> tuple[optax.Params, Any]:
     check_params("guarded_apply", p.params)
     add = lambda updates: optax.apply_updates(p.params, updates)  # pyright: ignore[reportArgumentType]
     keep, restore = (lambda updates: p.params), (lambda updates, params, snapshot: snapshot)
-    params, inner_state, ok = _decide(p, add, keep, restore)
-    return params, p.commit(ok, inner_state)
+    return _decide(p, add, keep, restore)
 
 
 def _decide(
@@ -150,7 +148,7 @@ def _decide(
     finish: Callable[[optax.Updates], Any],
     keep: Callable[[optax.Updates], Any],
     restore: Callable[[optax.Updates, Any, Any], Any],
-) -> tuple[Any, optax.OptState, jax.Array]:
+) -> tuple[Any, Any]:
     """Result of the step if nothing in it is newly non-finite, else no step at all.
 
     Args:
@@ -160,7 +158,7 @@ def _decide(
         restore: the same for a return to a snapshot, from updates, parameters and snapshot.
 
     Returns:
-        the finished updates, the inner state, and whether the step could be taken.
+        the finished updates, and the whole next state.
     """
     updates, new_state = p.step()
     ok = p.ok if p.grads is None else p.ok & _sound(p, updates, new_state)
@@ -185,14 +183,28 @@ def _decide(
     outcomes = [refuse(), (finish(updates), new_state), *(make() for make in makers[2:])]
     remote = p.rescue is not None and p.rescue.remote and isinstance(which, Tracer)
 
-    def select() -> tuple[Any, optax.OptState]:
+    def select() -> tuple[Any, Any]:
         chosen = outcomes[0]
         for i, outcome in enumerate(outcomes[1 : 2 if remote else 3], 1):
             chosen = jax.tree.map(functools.partial(jnp.where, which == i), outcome, chosen)
-        return lax.cond(which == 2, go_back, lambda: _strong(chosen)) if remote else chosen
+        if remote:
+            chosen = lax.cond(which == 2, go_back, lambda: _strong(chosen))
+        return chosen[0], p.commit(ok, chosen[1])
 
-    def branch() -> tuple[Any, optax.OptState]:
-        return lax.switch(which, makers)
+    def branch() -> tuple[Any, Any]:
+        if p.rescue is not None:
+            new, state = lax.switch(which, makers)
+            return new, p.commit(ok, state)
+
+        # The whole result comes out of the branch: what is unpacked takes longer to compile.
+        def committed(make: Step, took: bool) -> Step:
+            def whole() -> tuple[Any, Any]:
+                new, state = make()
+                return new, p.commit(jnp.bool_(took), state)
+
+            return whole
+
+        return lax.switch(which, [committed(refuse, False), committed(take, True)])
 
     # Accelerators fuse the select with the inner update. XLA for CPU copies both trees for it
     # (measured: 4x to 6x a bare Adam step); there `step` is computed once for its verdict only,
@@ -200,8 +212,7 @@ def _decide(
     # they may not where only some outcomes vary over the axes of a shard_map.
     types = [[jax.typeof(x) for x in jax.tree.leaves(_strong(outcome))] for outcome in outcomes]
     alike = isinstance(which, Tracer) and all(t == types[0] for t in types)
-    new, state = by_platform(branch, select, [which]) if alike else select()
-    return new, state, ok
+    return by_platform(branch, select, [which]) if alike else select()
 
 
 def _strong(tree: Any) -> Any:

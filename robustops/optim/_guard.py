@@ -243,17 +243,17 @@ def guard(
             factors = [row[:2] for row in shrunk]
             over = together(jnp.logical_or, [clips, *(row[2].any() for row in shrunk)])
             clips = ~all_shards(~over, axis_name)
-        # Numbers that are read, and not expressions that XLA would put into every kernel.
-        factors = lax.optimization_barrier(factors)
-        own = factors * len(leaves)
-        if packing is not None:
-            # One number a unit, to multiply by twice: the product of the two may underflow, and
-            # with two of them the kernels take twice as long to compile.
-            roots = packing.unpack([jnp.sqrt(a) * jnp.sqrt(b) for a, b in factors])
-            own = [(r, r) for r in lax.optimization_barrier(roots)]
+        # One number, to multiply by twice: the product of the two may underflow, and with two of
+        # them the kernels take twice as long to compile. Read, behind a barrier, and not an
+        # expression that XLA would put into every kernel.
+        roots = lax.optimization_barrier([jnp.sqrt(a) * jnp.sqrt(b) for a, b in factors])
+        if packing is None:
+            roots = roots * len(leaves)
+        else:
+            roots = lax.optimization_barrier(packing.unpack(roots))
 
         def step() -> tuple[optax.Updates, optax.OptState]:
-            clipped = map_floats(lambda g, f: times(g, *f), updates, own)
+            clipped = map_floats(lambda g, r: times(g, r, r), updates, roots)
             proposed, inner_state = tx.update(clipped, state.inner_state, params, **extra_args)
             if max_relative_update is not None:
                 proposed = _cap(proposed, params, max_relative_update, eps)

@@ -297,8 +297,8 @@ def sum_folded(terms: Sequence[jax.Array], dtype: Any) -> jax.Array:
         kinds.setdefault(layout(t), []).append(t)
     total = jnp.zeros((), dtype)
     for group in kinds.values():
-        for i in range(1, len(group), 3):
-            group[0] = lax.optimization_barrier(sum(group[i : i + 3], group[0]))
+        for i in range(1, len(group), 4):
+            group[0] = lax.optimization_barrier(sum(group[i : i + 4], group[0]))
         total += jnp.sum(lax.optimization_barrier(group[0]))
     return total
 
