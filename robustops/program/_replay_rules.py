@@ -20,6 +20,7 @@ _ELEMENTWISE = frozenset(
     integer_pow is_finite lgamma log log1p logistic mul neg nextafter not polygamma pow real
     reduce_precision regularized_incomplete_beta rem round rsqrt sign sin sinh sqrt square
     stop_gradient sub tan tanh convert_element_type zmul apart pcast pvary optimization_barrier
+    instead
     """.split()
 )
 _SELECTING = frozenset({"max", "min", "clamp"})

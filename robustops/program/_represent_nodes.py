@@ -103,7 +103,7 @@ class Node:
         if self.name == "sub" and (low_or_high := extreme(self)):
             low, high = (low, 0.0) if low_or_high == "reduce_max" else (0.0, high)
         if self.name == "reduce_sum" and at_least_one(self):
-            low = 1.0
+            low = 1.0 if finite(self.inputs[0].inputs[0].bounds) else 0.0
         return low, high
 
     @property
@@ -254,12 +254,16 @@ def nonnegative(n: Node) -> bool:
 
 
 def extreme(x: Node) -> str | None:
-    """Return "reduce_max" if x = a - max(a), "reduce_min" if a - min(a); None if a may be inf."""
+    """Return "reduce_max" if x = a - max(a), "reduce_min" if a - min(a); None if that is infinite.
+
+    Other elements may be: those of a masked by -inf, all of them too, stay -inf in a - max(a).
+    """
     bound = x.inputs[1]
     while bound.name in STRUCTURAL or bound.name in ("select_n", "max"):
         bound = bound.inputs[-1]
-    known = bound.name in ("reduce_max", "reduce_min") and finite(x.inputs[0].bounds)
-    return bound.name if known and same(bound.inputs[0], x.inputs[0]) else None
+    low, high = x.inputs[0].bounds
+    end = {"reduce_max": high, "reduce_min": low}.get(bound.name, math.inf)
+    return bound.name if math.isfinite(end) and same(bound.inputs[0], x.inputs[0]) else None
 
 
 def shifted(x: Node) -> bool:
@@ -268,7 +272,10 @@ def shifted(x: Node) -> bool:
 
 
 def at_least_one(total: Node) -> bool:
-    """Tell whether `total` is a sum of exp(a - max(a)) over at least the axes of that maximum."""
+    """Tell whether `total` is a sum of exp(a - max(a)) over at least the axes of that maximum.
+
+    Such a sum is at least 1, or 0 if all of a may be masked by -inf.
+    """
     e = total.inputs[0]
     if e.name != "exp" or not shifted(e.inputs[0]):
         return False

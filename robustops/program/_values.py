@@ -234,11 +234,13 @@ def _custom(eqn, inputs, values):
     outs = _jax.bind(eqn, *values)
     body = _lazily(closed, inputs)
     bounds = _bounds(closed, [n.bounds for n in inputs])
+    inside = Representations()
+    others = _interpret(closed, list(inputs), inside) if _has_hazard(closed) else []
     loops = _jax.contains(closed, lambda eqn: eqn.primitive.name == "while")
     nodes = []
     for i, out in enumerate(outs):
-        if _has_hazard(closed) and jnp.issubdtype(out.dtype, jnp.floating):
-            other = body(i)().value
+        if inside.repaired and jnp.issubdtype(out.dtype, jnp.floating):
+            other = others[i].value
             if loops:  # has no reverse derivative, which may be why the rule was written
                 other = lax.stop_gradient(other)
             out = jnp.where(jnp.isfinite(out), out, other)

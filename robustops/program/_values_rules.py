@@ -29,20 +29,30 @@ from ..ops import (
     safe_sqrt,
 )
 from ._differences import gamma_quotient, log_near_one
+from ._instead import instead, unless_finite_throughout
 from ._limits import limit
 from ._represent import Representations
 from ._represent_bounds import ORDINARY, clipped, finite
 from ._represent_logspace import LOG_ZERO, Log
-from ._represent_nodes import STRUCTURAL, Node, affine, certain, factors, resolved, same
+from ._represent_nodes import (
+    STRUCTURAL,
+    Node,
+    affine,
+    at_least_one,
+    certain,
+    factors,
+    resolved,
+    same,
+)
 from ._variances import variance
 
 TOTAL = {op.replaces: op.fn for op in OPS.values() if op.replaces}
 
 
 def saturate(y, finite):
-    """Overflow of `finite` operands gives the largest finite number; infinity stays infinity."""
+    """Overflow of `finite` operands gives the largest finite number, and a derivative of 0."""
     big = largest(y.dtype)
-    return jnp.where(finite, jnp.clip(y, -big, big), y)
+    return jnp.where(finite & ~jnp.isfinite(y), jnp.clip(lax.stop_gradient(y), -big, big), y)
 
 
 def unless_finite(y, other):
@@ -118,6 +128,8 @@ def vanishing(n: Node) -> bool:
         case "add" | "add_any":
             from_minus_one = n.bounds[0] == 0 and any(i.scalar for i in n.inputs)  # elu(x) + 1
             return from_minus_one or all(map(vanishing, n.inputs))
+        case "reduce_sum" if at_least_one(n):
+            return False
         case "reduce_sum" | "reduce_max" | "integer_pow" | "square" | "cumsum":
             return vanishing(n.inputs[0])
     return n.name in STRUCTURAL and vanishing(n.inputs[0])
@@ -280,10 +292,10 @@ def _mul(rep, n):
                 q = jnp.where(abs(other.value) > MAGNIFYING, better * other.value, q)
     if fits(n) and not masked:
         return q
-    fixed = saturate(q, jnp.isfinite(a) & jnp.isfinite(b))
     if x is not y:
-        fixed = jnp.where((a == 0) | (b == 0), 0, fixed)
-    q = unless_finite(q, fixed)
+        q = instead(q, jnp.where(((a == 0) | (b == 0)) & jnp.isnan(q), 0, q))
+    if not fits(n):
+        q = saturate(q, jnp.isfinite(a) & jnp.isfinite(b))
     wide = [i for i in n.inputs if explosive(i)]
     if not wide or (len(wide) == 1 and wide[0].scalar is not None):
         return q
@@ -351,8 +363,7 @@ def _add(rep, n):
         s = jnp.where(quotient[1], quotient[0].astype(s.dtype), s)
     if fits(n):
         return s
-    a, b = x.value, y.value
-    return unless_finite(s, saturate(s, jnp.isfinite(a) & jnp.isfinite(b)))
+    return saturate(s, jnp.isfinite(x.value) & jnp.isfinite(y.value))
 
 
 def _sub(rep, n):
@@ -428,7 +439,7 @@ def _integer_pow(rep, n):
         return y
     if power < 0:
         return unless_finite(y, safe_div(1.0, lax.integer_pow(x, -power)).astype(y.dtype))
-    return unless_finite(y, saturate(y, jnp.isfinite(x)))
+    return saturate(y, jnp.isfinite(x))
 
 
 def _elementwise(rep, n):
@@ -436,7 +447,7 @@ def _elementwise(rep, n):
     if fits(n):
         return n.value
     finite = functools.reduce(jnp.logical_and, (jnp.isfinite(i.value) for i in n.inputs))
-    return unless_finite(n.value, saturate(n.value, finite))
+    return saturate(n.value, finite)
 
 
 def _select(rep, n):
@@ -535,30 +546,31 @@ def _reduction(rep, n):
     finite = functools.reduce(
         jnp.logical_and, (jnp.all(jnp.isfinite(i.value)) for i in n.inputs if i.floating)
     )
-    return unless_finite(n.value, saturate(n.value, finite))
+    return saturate(n.value, finite)
 
 
 def _dot(rep, n):
     """A product of matrices is formed again, scaled down, only if an element of it overflowed."""
-    y = n.value
-    a, b = n.inputs
+    y, (a, b) = n.value, n.inputs
     if n.name == "dot_general" and (is_absorbing(a, b) or is_absorbing(b, a)):
-        y = unless_finite(y, _absorbed_dot(n))
+        z = unless_finite_throughout(y, functools.partial(_absorbed, n), a.value, b.value)
+        y = instead(y, z)
     if fits(n):
         return y
+    z = unless_finite_throughout(y, functools.partial(_scaled, n), a.value, b.value)
+    return instead(jnp.where(abs(z) < largest(z.dtype), y, 0), z)
+
+
+def _scaled(n, y, *operands):
+    """The product of operands that are scaled down, where `y` is not finite."""
     scale = 2.0 ** -(jnp.finfo(widen(y).dtype).maxexp // 2 + 1)
-
-    def rescued(*operands):
-        wide = [widen(v) * scale for v in operands]
-        params = dict(n.eqn.params, preferred_element_type=wide[0].dtype)
-        z = n.eqn.primitive.bind(*wide, **params)
-        big = largest(y.dtype)
+    wide = [widen(v) * scale for v in operands]
+    params = dict(n.eqn.params, preferred_element_type=wide[0].dtype)
+    z = n.eqn.primitive.bind(*wide, **params)
+    big = largest(y.dtype)
+    for _ in operands:
         z = jnp.where(jnp.isfinite(z), jnp.clip(z / scale, -big, big), z)
-        return jnp.where(jnp.isfinite(z), jnp.clip(z / scale, -big, big), z).astype(y.dtype)
-
-    operands = [lax.stop_gradient(i.value) for i in n.inputs]
-    fine = jnp.all(jnp.isfinite(y))
-    return unless_finite(y, lax.cond(fine, lambda *_: jnp.zeros_like(y), rescued, *operands))
+    return unless_finite(y, z.astype(y.dtype))
 
 
 def is_absorbing(w: Node, x: Node) -> bool:
@@ -567,18 +579,13 @@ def is_absorbing(w: Node, x: Node) -> bool:
     return is_mask(w) or not finite(w.bounds) or weights
 
 
-def _absorbed_dot(n):
+def _absorbed(n, y, a, b):
     """The product in which 0 absorbs what is not finite, where all of that meets a 0."""
-
-    def absorbed(y, a, b):
-        product = lambda u, v: n.eqn.primitive.bind(u, v, **n.eqn.params)
-        flags = lambda where: where.astype(y.dtype)
-        met = product(flags(~jnp.isfinite(a)), flags(b != 0))
-        met += product(flags(a != 0), flags(~jnp.isfinite(b)))
-        return jnp.where(met > 0, y, product(unless_finite(a, 0), unless_finite(b, 0)))
-
-    y, operands = n.value, [i.value for i in n.inputs]
-    return lax.cond(jnp.all(jnp.isfinite(y)), lambda y, *_: y, absorbed, y, *operands)
+    product = lambda u, v: n.eqn.primitive.bind(u, v, **n.eqn.params)
+    flags = lambda where: where.astype(y.dtype)
+    met = product(flags(~jnp.isfinite(a)), flags(b != 0))
+    met += product(flags(a != 0), flags(~jnp.isfinite(b)))
+    return jnp.where(met > 0, y, product(unless_finite(a, 0), unless_finite(b, 0)))
 
 
 def _convert(rep, n):
@@ -586,7 +593,7 @@ def _convert(rep, n):
     meant = x.scalar is not None and not math.isfinite(x.scalar)
     if fits(n) or not x.floating or meant:
         return n.value
-    return unless_finite(n.value, saturate(n.value, jnp.isfinite(x.value)))
+    return saturate(n.value, jnp.isfinite(x.value))
 
 
 RULES = {
