@@ -27,6 +27,14 @@ REMOVABLE = {
         1 / 12,
         0,
     ),
+    "sin(x) / x^2 - cos(x) / x": (
+        lambda x: jnp.sin(x) / x**2 - jnp.cos(x) / x,
+        0.0,
+        0,
+        1 / 3,
+    ),
+    "((1 + x)^1.5 - 1) / x": (lambda x: ((1 + x) ** 1.5 - 1) / x, 0.0, 1.5, 0.375),
+    "((1 + x)^2 - 1) / x": (lambda x: ((1 + x) ** 2 - 1) / x, 0.0, 2, 1),
     "(1 - x / tan(x)) / x^2": (lambda x: (1 - x * jnp.cos(x) / jnp.sin(x)) / x**2, 0.0, 1 / 3, 0),
     "(1 + 1 / x) log(1 + 2 x)": (lambda x: (1 + 1 / x) * jnp.log1p(2 * x), 0.0, 2, 0),
     "(1 + 2 x)^(1 / x)": (lambda x: (1 + 2 * x) ** (1 / x), 0.0, np.exp(2), -2 * np.exp(2)),
@@ -45,6 +53,28 @@ def test_limits(name):
         found = apply(jax.value_and_grad(robust))(x)
         np.testing.assert_allclose(found, (value, slope), rtol=1e-6, atol=1e-7)
     assert robust(x + 0.5) == fn(x + 0.5)
+
+
+RADII, WAVES = jnp.array([0.0, 1, 2]), jnp.array([1.0, 3])
+LENGTHENED = {
+    "columns and rows": lambda r, k: jnp.sin(k[None] * r[:, None]) / r[:, None],
+    "an outer product": lambda r, k: jnp.sin(jnp.outer(r, k)) / jnp.repeat(r[:, None], 2, 1),
+    "an axis in front": lambda r, k: jnp.sin(r[None] * k[:, None]) / jnp.ones((2, 1)) / r,
+    "another shape": lambda r, k: jnp.sin(r.reshape(3, 1) * k) / r.reshape(3, 1),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHENED)
+def test_limit_in_a_variable_of_another_shape(name):
+    """Of sin(k r) / r it is k, with the derivatives 0 and 1, as often as each is used."""
+    fn = ro.robustify(lambda r, k: jnp.sum(LENGTHENED[name](r, k)), values=True)
+    for apply in (lambda f: f, jax.jit):
+        value, (of_r, of_k) = apply(jax.value_and_grad(fn, (0, 1)))(RADII, WAVES)
+        r, k = np.asarray(RADII, np.float64)[:, None], np.asarray(WAVES, np.float64)
+        np.testing.assert_allclose(value, k.sum() + (np.sin(k * r)[1:] / r[1:]).sum(), rtol=1e-5)
+        np.testing.assert_allclose(of_k, np.cos(k * r).sum(0), rtol=1e-5)
+        slopes = (k * np.cos(k * r) * r - np.sin(k * r))[1:] / r[1:] ** 2
+        np.testing.assert_allclose(of_r, [0, *slopes.sum(1)], rtol=1e-5, atol=1e-6)
 
 
 def test_limit_of_vectors():

@@ -49,10 +49,10 @@ def limit(rep, n: Node) -> jax.Array | None:
     if max(len(between_x), len(between_y)) == SIZE or not all(map(_is_known, between_y)):
         return None
     if n.name != "pow" and not any(
-        _is_curved(i) and origins.depends(i, t) for i in (*between_x, *between_y)
+        (_is_curved(i) or _is_shifted(i)) and origins.depends(i, t)
+        for i in (*between_x, *between_y)
     ):
-        if not any(_is_shifted(i) and origins.depends(i, t) for i in between_y):
-            return None
+        return None
 
     def both(at):
         found = {id(t): (at, None)}
@@ -71,8 +71,13 @@ def limit(rep, n: Node) -> jax.Array | None:
         # zero depends on other variables, it moves by k / (k + 1) of what they move it.
         slope = lax.stop_gradient(both(held)[1])
         moves = -before(held)[1] / jnp.where(slope == 0, 1, slope)
-        at = held + (t.value - held + order * (moves - lax.stop_gradient(moves))) / (order + 1)
-        f, g = both(at)
+        moved = order * (moves - lax.stop_gradient(moves)) / (order + 1)
+        at = held + (t.value - held) / (order + 1)
+        if moved.shape == held.shape:
+            f, g = both(at + moved)
+        else:  # `t` is broadcast or reshaped on the way
+            slopes = map(lax.stop_gradient, _derivative(both)(held))
+            f, g = (v + slope * moved for v, slope in zip(both(at), slopes, strict=True))
         tends = jnp.where(more & (g != 0), f / jnp.where(g == 0, 1, g), tends)
         more &= (f == 0) & (g == 0)
     return jnp.exp(tends) if n.name == "pow" else tends
@@ -193,7 +198,7 @@ def _is_known(n: Node) -> bool:
 
 
 def _is_curved(n: Node) -> bool:
-    return n.name in CURVED or (n.name == "pow" and n.inputs[1].scalar is None)
+    return n.name in CURVED or n.name == "pow"
 
 
 def _is_shifted(n: Node) -> bool:

@@ -108,6 +108,8 @@ def explosive(n: Node) -> bool:
     match n.name:
         case "exp" | "exp2" | "expm1" | "cosh" | "sinh":
             return True
+        case "div" if vanishing(n.inputs[1]):
+            return True
         case "mul" | "div" | "add" | "add_any" | "sub" | "max" | "min" | "select_n" | "dot_general":
             return any(map(explosive, n.inputs))
         case "reduce_sum" | "reduce_max" | "neg" | "integer_pow" | "square" | "cumsum" | "abs":
@@ -242,8 +244,8 @@ def _div(rep, n):
     (x, y), q = n.inputs, n.value
     fitting = fits(n) and fits(x) and (y.bounds[0] > smallest(q.dtype) or y.scalar)
     a, b = (x, y) if fitting else map(rep.resolved, n.inputs)
-    both = (powerful(a) and powerful(b)) or (vanishing(a) and vanishing(b))
-    extreme = explosive(a) or explosive(b) or both
+    both = powerful(a) and powerful(b)
+    extreme = explosive(a) or explosive(b) or vanishing(b) or both
     if fitting and not extreme:
         return q
     return _quotient(rep, n, extreme)
@@ -590,10 +592,20 @@ def _absorbed(n, y, a, b):
 
 def _convert(rep, n):
     x = n.inputs[0]
+    if x.floating and largest(x.aval.dtype) < largest(n.aval.dtype) / 2:
+        return _widened(rep.resolved(x), n.value)
     meant = x.scalar is not None and not math.isfinite(x.scalar)
     if fits(n) or not x.floating or meant:
         return n.value
     return saturate(n.value, jnp.isfinite(x.value))
+
+
+def _widened(x, y):
+    """Return `y`, the wider cast of `x`; of a power or product that overflowed, formed wide."""
+    if fits(x) or not (pair := factors(x)):
+        return y
+    a, b = (i.value.astype(y.dtype) for i in pair)
+    return jnp.where(jnp.isfinite(x.raw), y, a * b)
 
 
 RULES = {
@@ -643,8 +655,11 @@ def repaired(rep: Representations, n: Node) -> jax.Array:
 
 
 def at_pole(rep, n):
+    """Tell where `n` is infinite, or 0 / 0, which sin(x) / x^2 makes of its pole."""
     pole = rep.extended(n)
-    return jnp.zeros(n.aval.shape, bool) if pole is None else jnp.isinf(pole)
+    at = jnp.zeros(n.aval.shape, bool) if pole is None else jnp.isinf(pole)
+    n = rep.resolved(n)
+    return at | jnp.isnan(n.raw) & (n.inputs[1].value == 0) if n.name == "div" else at
 
 
 # Where an operation has no value, but may have a limit.
