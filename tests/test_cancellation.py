@@ -89,6 +89,12 @@ FORMULAS = {
         6.5611814,
         (5e-7,),
     ),
+    "gammas, two pairs": (
+        lambda a, b: gammaln(3 + a) - gammaln(a) + gammaln(2 + b) - gammaln(b),
+        (1e6, 2e6),
+        70.4638511,
+        (3e-6, 1e-6),
+    ),
     "log(1 + u) times a large number": (
         lambda v, x: -(v + 1) / 2 * jnp.log(1 + x**2 / v),
         (1e6, 1.0),
@@ -132,3 +138,12 @@ def test_a_float16_sum_that_overflows_before_the_division():
     assert value.dtype == jnp.float16
     assert float(value) == 1000
     np.testing.assert_allclose(slope, 0.01, rtol=1e-3)
+
+
+@pytest.mark.parametrize("square", [jnp.square, lambda x: x**2, lambda x: x * x])
+def test_float16_squares_that_overflow_before_their_mean(square):
+    loss = ro.robustify(lambda x: jnp.mean(square(x - 1)), values=True)
+    value, slope = jax.jit(jax.value_and_grad(loss))(jnp.asarray([301, 2], jnp.float16))
+    assert value.dtype == jnp.float16
+    np.testing.assert_allclose(np.float64(value), 45000.5, rtol=1e-3)
+    np.testing.assert_allclose(np.float64(slope), [300, 1], rtol=1e-3)

@@ -502,6 +502,16 @@ FORMULAS = {
         lambda x, m, a: jnp.log(a) + a * jnp.log(m) - (a + 1) * jnp.log(x),
         at(2e3, 1e3, 20),
     ),
+    "generalised mean of zeros": (
+        lambda x, p: jnp.mean(x**p) ** (1 / p),
+        lambda x, p: 0.0 * (jnp.sum(x) + p),
+        at([0, 0, 0], 3),
+    ),
+    "scaling of rows and columns": (
+        lambda c: jnp.sum(jnp.exp(-c) / (jnp.exp(-c).T @ (1 / (jnp.exp(-c) @ jnp.ones(2)))) * c[0]),
+        lambda c: jnp.sum(jnp.exp(-c - jax.nn.logsumexp(-c.T - jax.nn.logsumexp(-c, 1), 1)) * c[0]),
+        at([[200, 201], [203, 202]]),
+    ),
     "log of an underflowing quotient": (
         lambda x: jnp.log(1 / (3 * (1 + x**2))),
         lambda x: -math.log(3) - 2 * jnp.log(x),
@@ -668,6 +678,7 @@ TREATED = {
     "comparison of a pole": (lambda x: jnp.where(-1 / x < -3, 2, 3 * x), 0.0, 2.0),
     "cdf of a pole": (lambda x: norm.cdf(-1 / x, 0, 2), 0.0, 0.0),
     "pole of another pole": (lambda x: jnp.exp(-1 / (x * 2) / x), 0.0, 0.0),
+    "log of a pole": (lambda u: jnp.exp(-jnp.log(-jnp.log(u))), 0.0, 0.0),
     "arctan of a pole": (lambda x: jnp.arctan(1 / x), 0.0, math.pi / 2),
 }
 

@@ -70,29 +70,42 @@ def _linear(n: Node, factor: float = 1.0, depth: int = 6) -> tuple[list[tuple[No
 def gamma_quotient(n: Node) -> tuple[jax.Array, jax.Array] | None:
     """Return n = ... + log gamma(a) ... - log gamma(b) without its cancellation, and where.
 
-    By Stirling's series for both, a - b being known from the program's text.
+    By Stirling's series for both, a - b being known from the program's text; so for other pairs.
     """
     x, y = n.inputs
     if y.name == "lgamma" and n.name == "sub":
-        last, terms = y, list(_addends(x))
+        terms = [(y, -1.0), *_addends(x)]
     elif n.name in ("add", "add_any") and x.name == "lgamma":
-        last, terms = x, list(_addends(y))
+        terms = [(x, 1.0), *_addends(y)]
     else:
         return None
-    sign = -1.0 if n.name == "sub" else 1.0
-    for i, (t, s) in enumerate(terms):
-        if t.name != "lgamma" or s == sign:
-            continue
-        if (d := difference(t.inputs[0], last.inputs[0])) is None:
-            continue
-        a, b = (widen(v.inputs[0].value) for v in (t, last))
-        large = jnp.minimum(a, b) >= LARGE
-        a, b, d = (jnp.where(large, v, safe) for v, safe in ((a, 1), (b, 1), (d, 0)))
-        quotient = (b - 0.5) * jnp.log1p(d / b) + d * (jnp.log(a) - 1) + _series(a) - _series(b)
-        rest = [r * widen(v.value) for j, (v, r) in enumerate(terms) if j != i]
-        value = sum(rest, start=s * quotient)
-        return value, large & (abs(value) < abs(widen(last.value)) / 256)
-    return None
+    last = terms[0][0]
+    value, sound = jnp.zeros_like(widen(last.value)), None
+    while terms:
+        t, sign = terms.pop(0)
+        pairs = ((i, _gamma_pair(t, u)) for i, (u, s) in enumerate(terms) if s == -sign)
+        i, pair = next(((i, p) for i, p in pairs if p is not None), (0, None))
+        if pair is not None:
+            del terms[i]
+            sound = pair[1] if sound is None else sound
+        elif sound is None:
+            return None
+        value += sign * (widen(t.value) if pair is None else pair[0])
+    assert sound is not None
+    return value, sound & (abs(value) < abs(widen(last.value)) / 256)
+
+
+def _gamma_pair(t: Node, u: Node) -> tuple[jax.Array, jax.Array] | None:
+    """Return log gamma(a) - log gamma(b), and where Stirling's series gave it, or None."""
+    if t.name != "lgamma" or u.name != "lgamma":
+        return None
+    if (d := difference(t.inputs[0], u.inputs[0])) is None:
+        return None
+    a, b = (widen(v.inputs[0].value) for v in (t, u))
+    large = jnp.minimum(a, b) >= LARGE
+    a, b, d = (jnp.where(large, v, safe) for v, safe in ((a, 1), (b, 1), (d, 0)))
+    quotient = (b - 0.5) * jnp.log1p(d / b) + d * (jnp.log(a) - 1) + _series(a) - _series(b)
+    return jnp.where(large, quotient, widen(t.value) - widen(u.value)), large
 
 
 def _series(z):

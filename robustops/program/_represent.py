@@ -115,7 +115,8 @@ POLES = {
 # Through what an infinity passes, or becomes finite again.
 PASSING = STRUCTURAL | frozenset(
     "add add_any sub mul div neg abs max min clamp exp exp2 expm1 tanh logistic atan erf erfc sqrt "
-    "rsqrt square integer_pow select_n reduce_sum reduce_max reduce_min".split()
+    "rsqrt square integer_pow select_n reduce_sum reduce_max reduce_min "
+    "log log1p log2 log10".split()
 )
 
 

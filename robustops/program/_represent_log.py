@@ -25,6 +25,7 @@ from ._represent_logspace import (
     logsubexp,
     minus,
     plain_log,
+    raised,
     xor,
 )
 from ._represent_nodes import STRUCTURAL, Node, affine, moved, nonnegative, same
@@ -134,7 +135,7 @@ def _log_of_power(rep, n):
         return joined(a.value + b.value, a, b, negative=xor(a.negative, b.negative))
     r = rep.any_log(n.inputs[0])
     y = 2 if n.name in ("mul", "square") else n.eqn.params["y"]
-    return joined(y * r.value, r, negative=r.negative if y % 2 else None)
+    return joined(raised(r.value, y), r, negative=r.negative if y % 2 else None)
 
 
 def _log_of_pow(rep, n, x):
@@ -142,7 +143,8 @@ def _log_of_pow(rep, n, x):
     if a.negative is not None and (y is None or y % 1):  # NaN of a negative number, as plain
         a = a._replace(value=jnp.where(a.negative, jnp.nan, a.value))
     odd = y is not None and y % 2 == 1
-    return joined(widen(n.inputs[1].value) * a.value, a, negative=a.negative if odd else None)
+    value = raised(a.value, widen(n.inputs[1].value))
+    return joined(value, a, negative=a.negative if odd else None)
 
 
 def _log_of_sum(rep, n):

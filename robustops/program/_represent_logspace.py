@@ -51,6 +51,15 @@ def minus(a, b, signed=False):
     return jnp.where(zero, a, jnp.where(pole, LOG_ZERO, a - jnp.where(pole, 0, b)))
 
 
+def raised(v, y):
+    """y v for a logarithm v; that of a zero, or of a pole, is not moved: it stands for any.
+
+    A large product less the maximum of such products is rounded once, and leaves 1e22 instead of 0.
+    """
+    any_size = (abs(v) > -LOG_ZERO / 2) & jnp.isfinite(v)
+    return jnp.where(any_size, jnp.sign(y) * v, y * v)
+
+
 def logsubexp(a, b):
     """log|exp(a) - exp(b)|."""
     top = jnp.maximum(a, b)
