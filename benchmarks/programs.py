@@ -1,8 +1,9 @@
 """What robustify, check_finite and diagnose cost: `python -m benchmarks.programs`.
 
-A training step (loss, gradient, Adam) of a three-layer network and of a recurrent one of 64 steps,
-beside the same step robustified, with values too, and with its loss and gradient checked. Steps
-alternate in every round, as do traces; diagnose is timed over one step, once it has run.
+A training step (loss, gradient, Adam) of a three-layer network, of a recurrent one of 64 steps and
+of a block of causal attention, beside the same step robustified, with values too, and with its loss
+and gradient checked. Steps alternate in every round, as do traces; diagnose is timed over one step,
+once it has run.
 """
 
 import argparse
@@ -49,6 +50,18 @@ def recurrent(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
     return cross_entropy(h @ wo + bo, labels)
 
 
+def attention(params: Any, x: jax.Array, labels: jax.Array) -> jax.Array:
+    """The loss of a block of causal attention with 4 heads, over [example, time, feature]."""
+    (wq, _), (wk, _), (wv, _), (w1, b1), (w2, b2), (wo, bo) = params
+    q, k, v = (jnp.reshape(x @ w, (*x.shape[:2], 4, -1)) for w in (wq, wk, wv))
+    scores = jnp.einsum("nthf,nshf->nhts", q, k) / q.shape[-1] ** 0.5
+    causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+    weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf))
+    x = x + jnp.einsum("nhts,nshf->nthf", weights, v).reshape(x.shape)
+    x = x + jax.nn.gelu(jax.nn.standardize(x) @ w1 + b1) @ w2 + b2
+    return cross_entropy(x.mean(1) @ wo + bo, labels)
+
+
 def layers(*shapes: tuple[int, int]) -> list[tuple[jax.Array, jax.Array]]:
     """Weights of size 1 / sqrt(inputs), biases of 0."""
     rng = np.random.default_rng(0)
@@ -64,9 +77,12 @@ def cases(batch: int = 256) -> dict[str, tuple[Loss, tuple[Any, ...]]]:
     labels = jnp.asarray(rng.integers(0, 10, batch))
     x = jnp.asarray(rng.normal(size=(batch, 784)), jnp.float32)
     sequence = jnp.asarray(rng.normal(size=(64, batch, 32)), jnp.float32)
+    tokens = jnp.asarray(rng.normal(size=(batch // 16, 64, 128)), jnp.float32)
+    block = layers(*[(128, 128)] * 3, (128, 512), (512, 128), (128, 10))
     return {
         "network": (network, (layers((784, 512), (512, 512), (512, 10)), x, labels)),
         "recurrent": (recurrent, (layers((32, 128), (128, 128), (128, 10)), sequence, labels)),
+        "attention": (attention, (block, tokens, labels[: batch // 16])),
     }
 
 
