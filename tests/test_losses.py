@@ -363,3 +363,34 @@ def test_probabilities_of_one_class_are_accepted():
     np.testing.assert_allclose(got, [0.125 / (1 + 0.125 + 1)], rtol=1e-6)
     with pytest.raises(ValueError, match="valid probability"):
         peer.binary_dice_loss(p, t, apply_sigmoid=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays"),
+    [
+        ("sigmoid_binary_cross_entropy", 0),
+        ("sigmoid_focal_loss", 0),
+        ("softmax_cross_entropy", 1),
+        ("softmax_cross_entropy_with_integer_labels", 0),
+    ],
+)
+def test_a_loss_with_gradient_keeps_few_arrays(name, arrays):
+    """Beside the gradient: none of one class, the exponentials of soft labels."""
+    x = jnp.zeros((8192, 128))
+    labels = jnp.zeros(8192, int) if "integer" in name else x
+    loss = getattr(losses, name)
+    both = jax.jit(jax.value_and_grad(lambda x, z: jnp.sum(loss(x, z))))
+    memory = both.lower(x, labels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < (arrays + 0.1) * x.nbytes
+
+
+def test_cross_entropy_of_opposite_overflows():
+    """Terms above the largest number, of both signs, with a sum below it."""
+    x = jnp.asarray([0.0, 0.0, 0.0, 3e38])
+    z = jnp.asarray([-2.0, 1.5, 0.4, 1.1])
+    expected = np.sum(np.float64([-2.0, 1.5, 0.4])) * 3e38
+    np.testing.assert_allclose(losses.softmax_cross_entropy(x, z), expected, rtol=1e-6)
+    # An infinite cost meets labels as small as they come, and a label 0 absorbs it.
+    x = jnp.asarray([0.0, -inf])
+    for label, cost in ((1e-37, inf), (0.0, 0.0), (-1e-37, -inf)):
+        assert losses.softmax_cross_entropy(x, jnp.asarray([1.0, label])) == cost

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import ArrayLike
 
+from .._apart import apart, constants
 from .._numerics import (
     cast,
     largest,
@@ -59,7 +60,9 @@ def soft_slope(x, z, mask=None, *, axis):
     # These sum to 0, so that of a class with p > 1/2 is formed from the others.
     lone = (v >= m) & (s < 2)
     others = jnp.where(lone, 0, e * ratio - w)
-    slope = jnp.where(lone, -sum_of(others, axis), others)
+    # This select changes nothing, but that XLA for CPU does not write the sum in the shape of x.
+    rest = jnp.where(s < 1, 0, sum_of(others, axis))
+    slope = jnp.where(lone, -rest, others)
     slope, most = jnp.where(s < 1, 0, slope), largest(x.dtype)
     slope = jnp.where(slope > most, most, jnp.where(slope < -most, -most, slope))
     return keep(cast(slope, x.dtype), mask)
@@ -98,13 +101,18 @@ def soft_cross_entropy(x, z, mask=None, *, axis):
         # A sum that overflows is formed again over n: opposite overflows would meet as inf - inf.
         over = summed(1 / n)
         far = jnp.where(jnp.isinf(over), over, narrow(over * n, v.dtype))
-        return jnp.where(abs(over) < big / n / 4, y, far)
+        return jnp.where((abs(y) < big / 4) & (abs(over) < big / n / 4), y, far)
 
-    def if_needed(y):
+    def in_one_pass():
+        nought, far, more = constants(v, 0, big, big)
+        # The second is 0 for a label 0, so that it absorbs an infinite gap, and else inf.
+        gap = jnp.minimum(jnp.maximum(apart(m) - v, nought) + log, abs(w) * far * more)
+        y = sum_of(w * gap, axis)
+        y = jnp.where(jnp.isnan(log), log, y)  # a minimum may lose a NaN, see `nan_of`
         return lax.cond(jnp.all(abs(y) < big / 4), lambda y: y, again, y)
 
     # On accelerators a branch costs more than the second sum, which rides along in one kernel.
-    y = lax.platform_dependent(summed(1), cpu=if_needed, default=again)
+    y = lax.platform_dependent(cpu=in_one_pass, default=lambda: again(summed(1)))
     lost = jnp.isinf(y) & (max_of(v, axis) > -inf)
     return jnp.squeeze(jnp.where(lost, cast(y, x.dtype), narrow(y, x.dtype)), axis)
 
