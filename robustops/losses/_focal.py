@@ -241,17 +241,30 @@ def _by_class_logits(x, z, gamma, mask=None, *, axis, halves):
 
 
 class _Row(NamedTuple):
-    """What the focal loss needs of a row of classes."""
+    """What the focal loss needs of a row of classes; all but v and e with one entry a row."""
 
+    v: jax.Array
+    """The logits, -inf where they are masked."""
+    m: jax.Array
+    """Their largest."""
     e: jax.Array
-    """exp(x - max x)"""
+    """exp(v - m)"""
     s: jax.Array
     """The sum of e: at least 1, but 0 in a row of only -inf."""
-    p: jax.Array
-    q: jax.Array
-    """1 - p"""
-    g: jax.Array
-    """-log p, held at the largest finite number."""
+    n: jax.Array
+    """s, but 1 in a row of only -inf."""
+    others: jax.Array
+    """The sum of all e but one of the largest."""
+    log: jax.Array
+    """log n"""
+
+    def parts(self, one, nought, far):
+        """Return 1 - p and -log p, the second held within `far`; without a select, see `exp_less`.
+
+        Since 1 - e is 0 at the largest, 1 - p has the digits of the others there.
+        """
+        cost = jnp.minimum(jnp.maximum(self.m - self.v, nought), far) + self.log
+        return (self.others + (one - self.e)) / self.n, cost
 
 
 def _row(x, mask, axis):
@@ -259,12 +272,9 @@ def _row(x, mask, axis):
     m = shift(v, axis)
     e = exp_less(v, m)
     s, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
-    # All but one of the largest; where s < 2 there is one, and `rest` has kept the digits of the
-    # others, as q does, since 1 - e is 0 at that one.
+    # Where s < 2 there is one largest, and `rest` has kept the digits of the others.
     others, n = jnp.where(s < 2, rest, s - 1), at_least(s, 1)
-    log, fall = jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)), m - v
-    fall = jnp.where(fall > 0, jnp.minimum(fall, largest(v.dtype)), 0)
-    return _Row(e, s, e / n, (others + (1 - e)) / n, fall + log)
+    return _Row(v, m, e, s, n, others, jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)))
 
 
 @total(jvp=_jvp_of(_by_class_logits))
@@ -272,15 +282,19 @@ def _class_slope(x, z, gamma, mask=None, *, axis, halves):
     """`_by_class_logits` from one exponential; its derivatives are those of the functions there."""
     if halves is None:
         return held(_by_class_logits(x, z, gamma, mask, axis=axis, halves=halves), x.dtype)
-    e, s, p, q, g = _row(x, mask, axis)
+    row = _row(x, mask, axis)
+    e, s, p = row.e, row.s, row.e / row.n
+    q, g = row.parts(1, 0, largest(e.dtype))
     tiny = smallest(e.dtype)  # g / q -> 1 as both underflow
     bent = _root_power(q, halves) * (1 + halves / 2 * (p * ((g + tiny) / (q + tiny))))
     w = jnp.where(s < 1, 0, widen(keep(z, mask)))
-    c, (one,) = held(w * bent, e.dtype), constants(e, 1)
+    c = held(w * bent, e.dtype)
     # The slope p sum(c) - c; of a class with p > 1/2 without what cancels there.
-    every, others = sum_of(c, axis), sum_of(c * (one - jnp.floor(apart(e))), axis)
+    every, others = sum_of(c, axis), sum_of(c - c * jnp.floor(apart(e)), axis)
+    # These selects change nothing, but that XLA for CPU does not write a sum in the shape of x.
+    every, others = jnp.where(s < 1, 0, every), jnp.where(s < 2, others, every)
     lone = (e >= 1) & (s < 2)
-    slope = p * jnp.where(lone, apart(others), apart(every)) - jnp.where(lone, q, 1) * c
+    slope = p * jnp.where(lone, others, every) - jnp.where(lone, q, 1) * c
     return keep(held(slope, x.dtype), mask)
 
 
@@ -314,22 +328,26 @@ def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
 
 @total(jvp=_rule_softmax_focal)
 def _softmax_focal(x, z, gamma, mask=None, *, axis, halves):
-    w = widen(keep(z, mask))
-    if halves is None:
-        bent, _ = _bent_losses(x, gamma, mask, axis, halves)
-    else:
-        _, _, _, q, g = _row(x, mask, axis)
-        bent = at_least(_root_power(q, halves) * g, 0)
+    w, row = widen(keep(z, mask)), _row(x, mask, axis)
+    numbers = 1, 0, largest(row.e.dtype)
+    given = _bent_losses(x, gamma, mask, axis, halves)[0] if halves is None else None
 
-    def safe(w, bent):
-        return saturated_sum(product(w, bent), axis, None, x.dtype)
+    def bent(row, *numbers):
+        if given is not None:
+            return given
+        q, g = row.parts(*numbers)
+        return _root_power(q, halves) * g
 
-    def fast(w, bent):
-        y = jnp.sum(w * bent, axis=axis)
+    def safe():
+        return saturated_sum(product(w, bent(row, *numbers)), axis, None, x.dtype)
+
+    def fast():
+        alone = _Row(*map(apart, row))
+        y = jnp.sum(w * bent(alone, *constants(row.e, *numbers)), axis=axis)
         fits = jnp.all(abs(y) <= largest(x.dtype))
-        return lax.cond(fits, lambda: cast(y, x.dtype), lambda: safe(w, bent))
+        return lax.cond(fits, lambda: cast(y, x.dtype), safe)
 
-    return lax.platform_dependent(w, bent, cpu=fast, default=safe)
+    return lax.platform_dependent(cpu=fast, default=safe)
 
 
 def softmax_focal_loss(
