@@ -21,7 +21,7 @@ def _slope(x, z):
     x, z = widen(x), widen(z)
     m = 1 / (1 + jnp.exp(abs(x)))
     # m is used once: XLA for CPU writes to memory what is costly and used twice.
-    return held(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
+    return cast(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
 
 
 def doubt(x, z):
@@ -36,11 +36,12 @@ def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""
     dtype = jnp.result_type(x, z)
     x, z = jnp.broadcast_arrays(widen(x), widen(z))
-    t, most = doubt(x, z), largest(dtype)
-    (far,) = constants(x, largest(x.dtype))
-    # For a hard label t may be 0, and its product stays so for an infinite logit.
-    y = infinite_with(within(t * jnp.minimum(abs(x), far), most), x)
-    return cast(jnp.log1p(jnp.exp(-abs(x))) + y + (t - t), dtype)  # t - t: see `nan_of`
+    nought, zero = constants(x, 0, 0)
+    w = jnp.maximum(jnp.sign(x), nought) - z
+    # For a hard label w may be 0, and its product stays so for an infinite logit.
+    y = infinite_with(within(w * within(x, largest(x.dtype)), largest(dtype)), x)
+    # A NaN of x is in the logarithm, one of z may be lost to `within`.
+    return cast(jnp.log1p(jnp.exp(-abs(x))) + y + z * zero, dtype)
 
 
 def logits_and_labels(name: str, logits: ArrayLike, labels: ArrayLike) -> list[jax.Array]:
