@@ -110,6 +110,18 @@ def test_full_times_the_second_dtype_beside_the_naive_form_and_some_ops_at_all_s
     ]
 
 
+def test_every_call_follows_a_copy_that_is_not_timed():
+    made = []
+    calls = [lambda k=k: made.append(k) for k in range(4)]
+    found = _measure._interleaved(lambda: made.append("copy"), calls, 6)
+    assert [len(ratios) for ratios, _ in found] == [6] * 4
+    turns = [made[i : i + 3] for i in range(0, len(made), 3)]
+    assert all(turn[:2] == ["copy"] * 2 for turn in turns)
+    rounds = [tuple(turn[2] for turn in turns[i : i + 4]) for i in range(0, len(turns), 4)]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in rounds)
+    assert len(set(rounds)) > 1  # none always follows the same neighbour
+
+
 @pytest.mark.parametrize("name", cases())
 def test_inputs_lie_inside_the_domain(name):
     op = cases()[name]

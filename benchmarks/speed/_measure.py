@@ -20,7 +20,9 @@ from ._overhead import overhead
 
 OURS = "robustops"
 DTYPES = {jnp.dtype(d).name: d for d in (jnp.float32, jnp.bfloat16, jnp.float16)}
-ELEMENTS = 2**22
+ELEMENTS = 2**24
+"""Of float32 64 MiB: what is above 32 MiB comes as new pages from the system at every call. Of 16
+MiB malloc keeps some and not others, and the same copy takes 1.1 or 5 ms."""
 QUICK_ELEMENTS = 2**20
 FULL_ELEMENTS = {"float32": 2**24, "bfloat16": 2**22}
 """The second beside the naive forms only, and smaller, for the time that it takes."""
@@ -121,13 +123,17 @@ def _measure(
 def _interleaved(
     copy: Callable[[], Any], calls: Sequence[Callable[[], Any]], rounds: int
 ) -> list[tuple[list[float], float]]:
-    """For each call its ratios to the copy before it, and its median seconds."""
+    """For each call its ratios to the copy before it, and its median seconds.
+
+    A copy that is not timed comes first: what the call before it has left to be freed, arrays of
+    intermediate results, would count as time of the copy, up to as much again.
+    """
     ratios: list[list[float]] = [[] for _ in calls]
     times: list[list[float]] = [[] for _ in calls]
-    for turn in range(rounds):
-        # Another first one in each round, so that none always follows the same neighbour.
-        for place in range(len(calls)):
-            k = (place + turn) % len(calls)
+    order = np.random.default_rng(0)
+    for _ in range(rounds):
+        for k in order.permutation(len(calls)):
+            copy()
             base, mine = _seconds(copy), _seconds(calls[k])
             ratios[k].append(mine / base)
             times[k].append(mine)
