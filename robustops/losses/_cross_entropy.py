@@ -25,6 +25,7 @@ from ..ops._softmax import (
     at_least,
     exp_less,
     log_of_sum,
+    row,
     rule_softmax,
     shift,
     wide_softmax,
@@ -60,9 +61,7 @@ def soft_slope(x, z, mask=None, *, axis):
     # These sum to 0, so that of a class with p > 1/2 is formed from the others.
     lone = (v >= m) & (s < 2)
     others = jnp.where(lone, 0, e * ratio - w)
-    # This select changes nothing, but that XLA for CPU does not write the sum in the shape of x.
-    rest = jnp.where(s < 1, 0, sum_of(others, axis))
-    slope = jnp.where(lone, -rest, others)
+    slope = jnp.where(lone, -row(sum_of(others, axis)), others)
     slope, most = jnp.where(s < 1, 0, slope), largest(x.dtype)
     slope = jnp.where(slope > most, most, jnp.where(slope < -most, -most, slope))
     return keep(cast(slope, x.dtype), mask)

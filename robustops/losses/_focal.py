@@ -17,7 +17,7 @@ from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid, softmax
 from ..ops._reduce import keep, sum_of
 from ..ops._similarity import difference
-from ..ops._softmax import at_least, exp_less, shift
+from ..ops._softmax import at_least, exp_less, row, shift
 from ._binary import bce_from_logits, doubt, logits_and_labels
 from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
@@ -240,8 +240,8 @@ def _by_class_logits(x, z, gamma, mask=None, *, axis, halves):
     return soft_slope(widen(x), product(z, bent), *masks, axis=axis)
 
 
-class _Row(NamedTuple):
-    """What the focal loss needs of a row of classes; all but v and e with one entry a row."""
+class _Rows(NamedTuple):
+    """What the focal loss needs of rows of classes; all but v and e have one entry for a row."""
 
     v: jax.Array
     """The logits, -inf where they are masked."""
@@ -267,14 +267,14 @@ class _Row(NamedTuple):
         return (self.others + (one - self.e)) / self.n, cost
 
 
-def _row(x, mask, axis):
+def _of_rows(x, mask, axis):
     v = widen(keep(x, mask, -math.inf))
     m = shift(v, axis)
     e = exp_less(v, m)
     s, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
     # Where s < 2 there is one largest, and `rest` has kept the digits of the others.
     others, n = jnp.where(s < 2, rest, s - 1), at_least(s, 1)
-    return _Row(v, m, e, s, n, others, jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)))
+    return _Rows(v, m, e, s, n, others, jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)))
 
 
 @total(jvp=_jvp_of(_by_class_logits))
@@ -282,19 +282,17 @@ def _class_slope(x, z, gamma, mask=None, *, axis, halves):
     """`_by_class_logits` from one exponential; its derivatives are those of the functions there."""
     if halves is None:
         return held(_by_class_logits(x, z, gamma, mask, axis=axis, halves=halves), x.dtype)
-    row = _row(x, mask, axis)
-    e, s, p = row.e, row.s, row.e / row.n
-    q, g = row.parts(1, 0, largest(e.dtype))
+    of = _of_rows(x, mask, axis)
+    e, s, p = of.e, of.s, of.e / of.n
+    q, g = of.parts(1, 0, largest(e.dtype))
     tiny = smallest(e.dtype)  # g / q -> 1 as both underflow
     bent = _root_power(q, halves) * (1 + halves / 2 * (p * ((g + tiny) / (q + tiny))))
     w = jnp.where(s < 1, 0, widen(keep(z, mask)))
     c = held(w * bent, e.dtype)
     # The slope p sum(c) - c; of a class with p > 1/2 without what cancels there.
     every, others = sum_of(c, axis), sum_of(c - c * jnp.floor(apart(e)), axis)
-    # These selects change nothing, but that XLA for CPU does not write a sum in the shape of x.
-    every, others = jnp.where(s < 1, 0, every), jnp.where(s < 2, others, every)
     lone = (e >= 1) & (s < 2)
-    slope = p * jnp.where(lone, others, every) - jnp.where(lone, q, 1) * c
+    slope = p * jnp.where(lone, row(others), row(every)) - jnp.where(lone, q, 1) * c
     return keep(held(slope, x.dtype), mask)
 
 
@@ -328,22 +326,22 @@ def _rule_softmax_focal(out, arrays, tangents, *, axis, halves):
 
 @total(jvp=_rule_softmax_focal)
 def _softmax_focal(x, z, gamma, mask=None, *, axis, halves):
-    w, row = widen(keep(z, mask)), _row(x, mask, axis)
-    numbers = 1, 0, largest(row.e.dtype)
+    w, of = widen(keep(z, mask)), _of_rows(x, mask, axis)
+    numbers = 1, 0, largest(of.e.dtype)
     given = _bent_losses(x, gamma, mask, axis, halves)[0] if halves is None else None
 
-    def bent(row, *numbers):
+    def bent(of, *numbers):
         if given is not None:
             return given
-        q, g = row.parts(*numbers)
+        q, g = of.parts(*numbers)
         return _root_power(q, halves) * g
 
     def safe():
-        return saturated_sum(product(w, bent(row, *numbers)), axis, None, x.dtype)
+        return saturated_sum(product(w, bent(of, *numbers)), axis, None, x.dtype)
 
     def fast():
-        alone = _Row(*map(apart, row))
-        y = jnp.sum(w * bent(alone, *constants(row.e, *numbers)), axis=axis)
+        alone = _Rows(*map(apart, of))
+        y = jnp.sum(w * bent(alone, *constants(of.e, *numbers)), axis=axis)
         fits = jnp.all(abs(y) <= largest(x.dtype))
         return lax.cond(fits, lambda: cast(y, x.dtype), safe)
 
