@@ -24,13 +24,6 @@ def _slope(x, z):
     return cast(jnp.where(x < 0, -z, 1 - z) + jnp.where(x < 0, 1, -1) * m, dtype)
 
 
-def doubt(x, z):
-    """Return 1 - z where x is above 0, z where it is below, and 0 at 0; no select, see `clip`."""
-    s = jnp.sign(x)
-    (nought,) = constants(x, 0)
-    return jnp.maximum(s, nought) - z * s
-
-
 @total(lambda out, x, z: _slope(x, z), lambda out, x, z: -x)
 def bce_from_logits(x, z):
     """The cross-entropy of arrays: see `sigmoid_binary_cross_entropy`."""

@@ -18,7 +18,7 @@ from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid, softmax
 from ..ops._reduce import keep, sum_of
 from ..ops._similarity import difference
 from ..ops._softmax import at_least, exp_less, row, shift
-from ._binary import bce_from_logits, doubt, logits_and_labels
+from ._binary import bce_from_logits, logits_and_labels
 from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
 
@@ -162,6 +162,13 @@ def _by_no(out, x, z, gamma, *weights, halves, weighted):
     return product(1 - z, _bent(widen(x), z, gamma, halves))
 
 
+def _doubt(x, z):
+    """Return 1 - z where x is above 0, z where it is below, and 0 at 0; no select, see `clip`."""
+    s = jnp.sign(x)
+    (nought,) = constants(x, 0)
+    return jnp.maximum(s, nought) - z * s
+
+
 @total(
     lambda out, *arrays, **static: _logit_slope(*arrays, **static),
     _by_label,
@@ -173,7 +180,7 @@ def _sigmoid_focal(x, z, gamma, yes, no, *, halves, weighted):
     """(yes z + no (1 - z)) miss^gamma times the cross-entropy; `weighted` if yes or no is not 1."""
     u = widen(x)
     *ones, zero, nought, far = constants(u, 1, 1, 1, 1, 1, 0, 0, largest(u.dtype))
-    given, m = doubt(u, widen(z)), jnp.exp(-abs(u))
+    given, m = _doubt(u, widen(z)), jnp.exp(-abs(u))
     t = jnp.minimum(jnp.maximum(given, zero), ones[0])
     miss = (t + (ones[1] - t) * m) / (ones[2] + m)
     power = _powered(miss, widen(gamma)) if halves is None else _root_power(miss, halves)

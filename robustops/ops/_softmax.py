@@ -45,7 +45,7 @@ def at_least(s, bound):
 
 
 def row(y):
-    """Return `y`, a number for each row, which XLA for CPU would write in the shape of the rows."""
+    """Return `y`, a number for each row, on CPU by a select: else XLA writes it as whole rows."""
     return lax.platform_dependent(y, cpu=lambda y: at_least(y, -inf), default=lambda y: y)
 
 
