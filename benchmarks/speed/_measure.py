@@ -24,7 +24,7 @@ ELEMENTS = 2**24
 """Of float32 64 MiB: what is above 32 MiB comes as new pages from the system at every call. Of 16
 MiB malloc keeps some and not others, and the same copy takes 1.1 or 5 ms."""
 QUICK_ELEMENTS = 2**20
-FULL_ELEMENTS = {"float32": 2**24, "bfloat16": 2**22}
+FULL_ELEMENTS = {"float32": ELEMENTS, "bfloat16": 2**22}
 """The second beside the naive forms only, and smaller, for the time that it takes."""
 ROUNDS = 15
 QUICK_ROUNDS = 7

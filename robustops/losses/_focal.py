@@ -17,7 +17,7 @@ from .._zmul import zmul
 from ..ops import log_softmax, safe_div, safe_log, safe_sqrt, sigmoid, softmax
 from ..ops._reduce import keep, sum_of
 from ..ops._similarity import difference
-from ..ops._softmax import at_least, exp_less, row, shift
+from ..ops._softmax import at_least, exp_and_sums, row, shift
 from ._binary import bce_from_logits, logits_and_labels
 from ._common import Axis, misses, narrowed, product, saturated_sum
 from ._cross_entropy import soft_cross_entropy, soft_labels, soft_slope
@@ -277,11 +277,9 @@ class _Rows(NamedTuple):
 def _of_rows(x, mask, axis):
     v = widen(keep(x, mask, -math.inf))
     m = shift(v, axis)
-    e = exp_less(v, m)
-    s, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
+    e, s, rest, log = exp_and_sums(v, m, axis)
     # Where s < 2 there is one largest, and `rest` has kept the digits of the others.
-    others, n = jnp.where(s < 2, rest, s - 1), at_least(s, 1)
-    return _Rows(v, m, e, s, n, others, jnp.where(s < 1.5, jnp.log1p(rest), jnp.log(n)))
+    return _Rows(v, m, e, s, at_least(s, 1), jnp.where(s < 2, rest, s - 1), log)
 
 
 @total(jvp=_jvp_of(_by_class_logits))

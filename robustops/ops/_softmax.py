@@ -64,15 +64,22 @@ def _sum_in_one_pass(x, m, axis):
     return sum_of(jnp.exp(jnp.minimum(x, big) + nan_of(x) - apart(m)), axis)
 
 
-def log_of_sum(x, m, axis):
-    """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1.
+def exp_and_sums(x, m, axis):
+    """Return exp(x - m), the sum, the sum without terms of 1, and the logarithm of the sum.
 
-    Where the sum is below 2 only one term is 1, and the others have the digits that 1 + rest loses.
+    m being the largest x. Where the sum is below 2 only one term is 1, and the others have the
+    digits that 1 + rest loses: the logarithm is right near 0.
     """
     e = exp_less(x, m)
     total, rest = sum_of(e, axis), sum_of(e - jnp.floor(e), axis)
     # A logarithm taken along into the pass of the sum makes that pass five times as long.
-    return jnp.where(total < 1.5, jnp.log1p(at_least(rest, 0)), jnp.log(at_least(total, 1)))
+    log = jnp.where(total < 1.5, jnp.log1p(at_least(rest, 0)), jnp.log(at_least(total, 1)))
+    return e, total, rest, log
+
+
+def log_of_sum(x, m, axis):
+    """Return log(sum exp(x - m)), m being the largest x, right where the sum is near 1."""
+    return exp_and_sums(x, m, axis)[-1]
 
 
 def log_beside(x, m, axis, count, careful):
